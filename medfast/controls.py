@@ -85,7 +85,6 @@ def metadata_control(
     "What a logistic regression on file metadata alone predicts, fitted on the model's own training part. Raises `ControlsError`."
     if not {'split', 'fold'} & set(catalog): raise ControlsError("The catalog has neither 'split' nor 'fold'. Split it first: `split_catalog` or `patient_folds`.")
     if not columns: raise ControlsError(f'`columns` is empty. Name some, such as {", ".join(COLUMNS)}.')
-    catalog = catalog.reset_index(drop=True)
     table, classes = pd.DataFrame({c: _column(catalog, c) for c in columns}), sorted(catalog.label.unique())
     found = {}
     if 'split' in catalog:
