@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from io import StringIO
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -50,10 +51,12 @@ def _snake(column):
 
 # %% ../nbs/api/04_catalog.ipynb #720480ab
 def _read_csv(fn):
-    "A csv with commas, semicolons or tabs, in UTF-8 or Latin-1, all as text."
-    options = dict(sep=None, engine='python', dtype=str, skipinitialspace=True)
-    try: return pd.read_csv(fn, encoding='utf-8-sig', **options)
-    except UnicodeDecodeError: return pd.read_csv(fn, encoding='latin-1', **options)
+    "A csv with commas, semicolons or tabs, in UTF-8 or Latin-1."
+    data = Path(fn).read_bytes()
+    try: text = data.decode('utf-8-sig')
+    except UnicodeDecodeError: text = data.decode('latin-1')
+    head = text.partition('\n')[0]
+    return pd.read_csv(StringIO(text), sep=max(',;\t', key=head.count), skipinitialspace=True)
 
 # %% ../nbs/api/04_catalog.ipynb #42b659dc
 def _read_table(fn):
@@ -368,7 +371,7 @@ def _class_bars(ax, n, title):
 # %% ../nbs/api/04_catalog.ipynb #9897834d
 def plot_classes(
     catalog # One row an image
-):          # The figure
+):          # The axes
     "Bar charts of the classes, by images and, where they are known, by patients; the counts stand on the bars."
     _not_empty(catalog)
     known = _knows_patients(catalog)
@@ -378,8 +381,7 @@ def plot_classes(
     if known:
         patients = catalog.groupby('label').patient.nunique()
         _class_bars(axs[0,1], patients, f'{catalog.patient.nunique():,} patients')
-    plt.close(fig)
-    return fig
+    return axs.ravel()
 
 # %% ../nbs/api/04_catalog.ipynb #dd662be4
 def _ages(catalog):
@@ -392,7 +394,7 @@ def _ages(catalog):
 def plot_ages(
     catalog, # One row an image, with `age` in years
     bins=15  # Bins of the histogram, common to all classes
-):           # The figure
+):           # The two axes
     "Histogram and box plot of age by class, each patient once. Raises `CatalogError` where ages are unknown."
     _not_empty(catalog)
     ages,people = _ages(catalog)
@@ -405,8 +407,7 @@ def plot_ages(
     left.set(xlabel='age in years', ylabel='patients' if _knows_patients(catalog) else 'images, patients unknown')
     right.set(xlabel='age in years', title=f'{unknown} of unknown age' if unknown else '')
     left.legend()
-    plt.close(fig)
-    return fig
+    return np.array([left, right])
 
 # %% ../nbs/api/04_catalog.ipynb #3b566da1
 def _caption(row):
@@ -415,16 +416,30 @@ def _caption(row):
     return '\n'.join([str(row['label']), ', '.join(str(o) for o in told if not pd.isna(o))]).strip()
 
 # %% ../nbs/api/04_catalog.ipynb #2dcb3a6b
+def _small(temps, most=160):
+    "Means of square blocks, so that no side has more than about `most` pixels: enough for a stamp, and a small file."
+    k = max(1, max(temps.shape)//most)
+    rows,columns = (n//k for n in temps.shape)
+    return temps[:rows*k, :columns*k].reshape(rows, k, columns, k).mean((1, 3))
+
+# %% ../nbs/api/04_catalog.ipynb #2930f6f0
+def _picture(path):
+    "A picture as a stamp, black 0 and white 1; grey of 16 bits keeps its scale."
+    with Image.open(path) as im:
+        deep = im.mode.startswith('I')
+        pixels = np.asarray(im if deep or im.mode in ('L', 'RGB') else im.convert('RGB'))
+    k = max(1, max(pixels.shape[:2])//160)
+    return pixels[::k, ::k]/(65535 if deep else 255)
+
+# %% ../nbs/api/04_catalog.ipynb #b324bd53
 def _show(ax, row, **scale):
     "Draw one image; returns the mappable of a matrix, None for a picture."
     matrix = Path(row['path']).suffix.lower() == '.txt'
-    if matrix: shown = ax.imshow(read_thermogram(row['path']), **scale)
-    else:
-        with Image.open(row['path']) as im: ax.imshow(im if im.mode in ('L', 'RGB', 'RGBA') else im.convert('L'), cmap='gray', vmin=0, vmax=255)
     ax.set_title(_caption(row), fontsize=9)
-    return shown if matrix else None
+    if matrix: return ax.imshow(_small(read_thermogram(row['path'])), interpolation='none', **scale)
+    ax.imshow(_picture(row['path']), cmap='gray', vmin=0, vmax=1)
 
-# %% ../nbs/api/04_catalog.ipynb #6bb4fd29
+# %% ../nbs/api/04_catalog.ipynb #ce8b1f16
 def plot_samples(
     catalog,       # One row an image: matrices or pictures
     n=4,           # Images a class
@@ -433,7 +448,7 @@ def plot_samples(
     high=40.,      # Warmest colour, in °C
     cmap='inferno',# Name of a matplotlib colour map
     seed=0         # The same seed shows the same images
-):                 # The figure
+):                 # The axes, classes by `n`
     "Random images of each class, of different patients where they are known; matrices on one fixed scale."
     _not_empty(catalog)
     groups = [own.sample(frac=1, random_state=seed) for own,_ in _by_class(catalog).values()]
@@ -443,5 +458,4 @@ def plot_samples(
     drawn = [_show(ax, row, vmin=low, vmax=high, cmap=cmap) for g,line in zip(groups, axs) for ax,(_,row) in zip(line, g.iloc[:n].iterrows())]
     scale = next((o for o in drawn if o is not None), None)
     if scale: fig.colorbar(scale, ax=axs, shrink=.7, label='°C')
-    plt.close(fig)
-    return fig
+    return axs

@@ -1,0 +1,402 @@
+"Splits under odd catalogs: patients stay whole, counts are exact, nothing is ever deleted."
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from medfast import split as split_module
+from medfast.catalog import dmr_catalog, folder_catalog
+from medfast.split import (LeakageError, SplitError, audit_leakage, balance_training, balanced_sample, images_per_patient, item_ids,
+                           make_folders, patient_folds, split_catalog, split_command, split_hash, split_summary, study_order)
+
+fast = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def catalog_of(sizes):
+    "A catalog without files; `sizes` is {label: [images of each patient]}."
+    rows,number = [], 0
+    for label,counts in sizes.items():
+        for n in counts:
+            number += 1
+            rows += [dict(path=f'/data/txt/T{number:04d}.1.1.D.2015-07-20.{i:02d}.txt', patient=f'{number:04d}', label=label) for i in range(n)]
+    return pd.DataFrame(rows).astype(dict(patient='string'))
+
+
+def study_like(): return catalog_of(dict(Healthy=[20]*120 + [11], Sick=[20]*26 + [14])) # 2,411 and 534 images
+
+
+counts = st.lists(st.integers(1, 12), min_size=3, max_size=25)
+catalogs = st.builds(lambda h, s: catalog_of(dict(Healthy=h, Sick=s)), counts, counts)
+fractions = st.sampled_from([0., .1, .2, .25, .4])
+
+
+# --- properties
+
+@fast
+@given(catalogs, fractions, fractions, st.integers(0, 99))
+def test_by_patient(catalog, valid, test, seed):
+    split = split_catalog(catalog, valid=valid, test=test, seed=seed)
+    assert split.path.tolist() == catalog.path.tolist() and split.split.isin(['train', 'valid', 'test']).all() # the union is the whole
+    assert split.groupby('patient').split.nunique().max() == 1
+    parts = split.groupby(['label', 'split']).patient.nunique().unstack(fill_value=0)
+    assert set(parts) == {'train'} | ({'valid'} if valid else set()) | ({'test'} if test else set()) and (parts > 0).all(axis=None)
+    audit_leakage(split, files=False)
+    again = split_catalog(catalog.sample(frac=1, random_state=seed), valid=valid, test=test, seed=seed)
+    assert split_hash(again) == split_hash(split)
+
+
+@fast
+@given(catalogs, st.integers(0, 2), st.integers(0, 99))
+def test_by_image_is_exact(catalog, valid, seed):
+    test = int(catalog.label.value_counts().min()) - valid - 1
+    if test < 0: return
+    split = split_catalog(catalog, valid=valid, test=test, by='image', seed=seed)
+    for label,own in split.groupby('label'):
+        assert (own.split == 'valid').sum() == valid and (own.split == 'test').sum() == test
+        assert (own.split == 'train').sum() == len(own) - valid - test
+    assert set(split.split_by) == {'image'} == {split.attrs['split_by']}
+
+
+@fast
+@given(catalogs, st.integers(1, 60), st.integers(0, 99))
+def test_counts_by_patient_come_as_near_as_they_can(catalog, valid, seed):
+    try: split = split_catalog(catalog, valid=valid, seed=seed)
+    except SplitError: return
+    for label,own in split.groupby('label'):
+        got = (own.split == 'valid').sum()
+        largest = own.groupby('patient').size().max()
+        assert abs(got - valid) <= max(largest/2, largest - valid)
+
+
+@fast
+@given(catalogs, st.data(), st.sampled_from(['patients', 'images']), st.integers(0, 99))
+def test_balanced_sample(catalog, data, how, seed):
+    n = data.draw(st.integers(1, int(catalog.label.value_counts().min())))
+    sample = balanced_sample(catalog, n, seed=seed, how=how)
+    assert sample.label.value_counts().to_dict() == dict(Healthy=n, Sick=n) and sample.path.is_unique
+    shuffled = balanced_sample(catalog.sample(frac=1, random_state=seed), n, seed=seed, how=how)
+    assert set(shuffled.path) == set(sample.path)
+
+
+@fast
+@given(st.integers(1, 12), st.integers(3, 20), st.integers(3, 40), st.data())
+def test_equal_frames_a_patient(frames, sick, healthy, data):
+    catalog = catalog_of(dict(Healthy=[frames]*healthy, Sick=[frames]*sick))
+    n = data.draw(st.integers(1, frames*min(sick, healthy)))
+    per = balanced_sample(catalog, n).groupby(['label', 'patient']).size()
+    a,b = (sorted(per[c].tolist()) for c in ('Healthy', 'Sick'))
+    assert a == b and max(a) == -(-n//min(sick, healthy)) # the same in both classes, spread over as many patients as there are
+
+
+@fast
+@given(catalogs, st.integers(2, 5), st.integers(0, 99))
+def test_folds(catalog, n_folds, seed):
+    if catalog.groupby('label').patient.nunique().min() < n_folds:
+        with pytest.raises(SplitError, match='at most'): patient_folds(catalog, n_folds, seed)
+        return
+    folds = patient_folds(catalog, n_folds, seed)
+    assert folds.groupby('patient').fold.nunique().max() == 1
+    assert (folds.groupby(['fold', 'label']).size().unstack(fill_value=0) > 0).all(axis=None) and folds.fold.nunique() == n_folds
+    again = patient_folds(catalog.sample(frac=1, random_state=seed), n_folds, seed)
+    assert again.sort_values('path').fold.tolist() == folds.sort_values('path').fold.tolist()
+
+
+@fast
+@given(catalogs, st.integers(0, 99))
+def test_balance_touches_training_only(catalog, seed):
+    split = split_catalog(catalog, valid=.3, test=.3, seed=seed)
+    ours = balance_training(split, seed=seed)
+    train = ours[ours.split == 'train']
+    assert train.label.value_counts().nunique() == 1 and set(train.path) <= set(split[split.split == 'train'].path)
+    assert ours[ours.split != 'train'].path.tolist() == split[split.split != 'train'].path.tolist()
+
+
+# --- the study's figures
+
+def test_study_layouts():
+    catalog = study_like()
+    assert catalog.label.value_counts().to_dict() == dict(Healthy=2411, Sick=534)
+    first,second = study_order(catalog), study_order(catalog, valid=80, test=100)
+    assert first.groupby(['label', 'split']).size().unstack().to_dict('list') == dict(train=[400, 400], valid=[100, 100])
+    assert second.groupby(['label', 'split']).size().unstack().to_dict('list') == dict(test=[100, 100], train=[320, 320], valid=[80, 80])
+    per = images_per_patient(first)
+    assert per.loc['Sick', 'median'] >= 18 and 3 <= per.loc['Healthy', 'median'] <= 5 # about 19 against 4
+    with pytest.raises(LeakageError, match='same patient on two sides'): audit_leakage(second, files=False)
+    shared = audit_leakage(second, files=False, raises=False).found['same patient']
+    assert shared >= 27 + 80 # every sick patient, most healthy ones
+
+
+def test_our_order_with_the_study_counts():
+    split = split_catalog(study_like(), valid=80, test=100, seed=1)
+    sick = split[split.label == 'Sick'].groupby('split').size()
+    assert abs(sick['valid'] - 80) <= 10 and abs(sick['test'] - 100) <= 10
+    ours = balance_training(split)
+    assert images_per_patient(ours[ours.split == 'train'])['most'].nunique() == 1
+
+
+# --- refusals
+
+@pytest.mark.parametrize('column', ['path', 'label'])
+def test_missing_columns(column):
+    with pytest.raises(SplitError, match=f"no column '{column}'"): split_catalog(catalog_of(dict(A=[2, 2], B=[2, 2])).drop(columns=column))
+
+
+def test_no_patient_column():
+    catalog = catalog_of(dict(A=[2, 2], B=[2, 2])).drop(columns='patient')
+    with pytest.raises(SplitError, match="by='image'.*by='official'"): split_catalog(catalog)
+    with pytest.raises(SplitError, match="how='images'"): balanced_sample(catalog, 2)
+    split = split_catalog(catalog, by='image')
+    assert split_summary(split).patients.isna().all()
+    assert audit_leakage(split, files=False).checked['same patient'] == 0
+
+
+def test_a_single_unknown_patient_is_enough():
+    catalog = catalog_of(dict(A=[2, 2], B=[2, 2]))
+    catalog.loc[0, 'patient'] = pd.NA
+    with pytest.raises(SplitError, match='patient of 1 of 8 images is unknown'): split_catalog(catalog)
+
+
+def test_empty_unlabelled_and_one_class():
+    catalog = catalog_of(dict(A=[2, 2], B=[2, 2]))
+    with pytest.raises(SplitError, match='empty'): split_catalog(catalog[:0])
+    with pytest.raises(SplitError, match='1 images have no label'): split_catalog(catalog.assign(label=[None, *catalog.label[1:]]))
+    for by in ('patient', 'image'):
+        with pytest.raises(SplitError, match='All 4 images are A'): split_catalog(catalog[catalog.label == 'A'], by=by)
+
+
+def test_patient_with_both_labels():
+    with pytest.raises(SplitError, match='1 patients have two labels: 0001'):
+        split_catalog(catalog_of(dict(A=[2, 2], B=[2, 2])).assign(label=['B', *['A']*3, *['B']*4]))
+
+
+@pytest.mark.parametrize('valid,test', [(1., 0.), (-.1, 0.), (.5, .5), (True, 0), ('.2', 0), (None, 0), (-3, 0), (float('nan'), 0.)])
+def test_odd_sizes(valid, test):
+    with pytest.raises(SplitError, match='fraction|leave nothing'): split_catalog(catalog_of(dict(A=[2]*9, B=[2]*9)), valid=valid, test=test)
+
+
+def test_odd_names():
+    catalog = catalog_of(dict(A=[2]*9, B=[2]*9))
+    with pytest.raises(SplitError, match="by = 'patients'"): split_catalog(catalog, by='patients')
+    with pytest.raises(SplitError, match="how = 'frames'"): balanced_sample(catalog, 3, how='frames')
+    with pytest.raises(SplitError, match='more than once'): split_catalog(pd.concat([catalog, catalog[:1]]), by='image')
+
+
+@pytest.mark.parametrize('sizes,options,needed', [
+    (dict(A=[4]*9, B=[4]*2), dict(valid=.2, test=.2), 'Class B has 2 patients with 8 images.*at least 3 patients'),
+    (dict(A=[4]*9, B=[4]*1), dict(valid=.2), 'at least 2 patients'),
+    (dict(A=[4]*9, B=[4]*3), dict(valid=100), 'more than 100 images'),
+    (dict(A=[4]*9, B=[4]*3), dict(valid=10, test=2, by='image'), 'at least 3 images, one for each part, and more than 12 images')])
+def test_too_few(sizes, options, needed):
+    with pytest.raises(SplitError, match=needed): split_catalog(catalog_of(sizes), **options)
+
+
+def test_official():
+    catalog = catalog_of(dict(A=[2]*3, B=[2]*3)).assign(split=['train', 'train', 'valid', 'valid', 'test', 'test']*2)
+    assert set(split_catalog(catalog, by='official').split_by) == {'official'}
+    assert set(split_catalog(catalog.assign(split_by='image'), by='official').split_by) == {'image'} # an image split keeps its name
+    with pytest.raises(SplitError, match='holds dev'): split_catalog(catalog.assign(split='dev'), by='official')
+    with pytest.raises(SplitError, match="no column 'split'"): split_catalog(catalog.drop(columns='split'), by='official')
+
+
+def test_rows_with_a_repeated_index():
+    catalog = catalog_of(dict(A=[2]*5, B=[2]*5)).set_index(np.zeros(20, int))
+    split = split_catalog(catalog, valid=.2, test=.2)
+    assert split.groupby('patient').split.nunique().max() == 1 and len(patient_folds(catalog, 3)) == 20
+    assert len(balance_training(split)) <= 20 and len(balanced_sample(catalog, 4)) == 8
+
+
+def test_arguments_are_left_alone():
+    catalog = catalog_of(dict(A=[2]*5, B=[2]*5))
+    before = catalog.copy()
+    split_catalog(catalog); patient_folds(catalog, 2); balanced_sample(catalog, 3); balance_training(split_catalog(catalog))
+    pd.testing.assert_frame_equal(catalog, before)
+
+
+def test_same_numbers_in_another_process(tmp_path):
+    catalog = catalog_of(dict(Healthy=[3]*20, Sick=[3]*9))
+    catalog.to_csv(tmp_path/'c.csv', index=False)
+    code = ('import pandas as pd; from medfast.split import *; c = pd.read_csv("c.csv", dtype="string");'
+            'print(split_hash(split_catalog(c, test=.2, seed=7)), split_hash(study_order(c, 20, valid=5, seed=7)))')
+    run = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ, PYTHONHASHSEED='3'))
+    assert run.stdout.split() == [split_hash(split_catalog(catalog, test=.2, seed=7)), split_hash(study_order(catalog, 20, valid=5, seed=7))]
+
+
+def test_item_ids_of_nested_and_packed_files():
+    assert item_ids(pd.DataFrame(dict(path=['/d/x.npz#test/1', '/d/x.npz#train/1']))) == ['x.npz#test/1', 'x.npz#train/1']
+    assert item_ids(pd.DataFrame(dict(path=['/d/a/1.png', '/d/b/1.png', '/d/b/2.png']))) == ['a/1.png', 'b/1.png', 'b/2.png']
+
+
+# --- leaks
+
+@pytest.fixture
+def files(tmp_path):
+    "A split catalog with real files: 8 patients a class, 3 images each."
+    catalog = catalog_of(dict(Healthy=[3]*8, Sick=[3]*8))
+    catalog['path'] = [str(tmp_path/'src'/Path(p).name) for p in catalog.path]
+    (tmp_path/'src').mkdir()
+    for i,p in enumerate(catalog.path): Path(p).write_text(f'image {i:03d}')
+    return split_catalog(catalog, valid=.25, test=.25, seed=3)
+
+
+def test_planted_leaks_are_found(files):
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        a,b = files[files.split == 'train'].sample(random_state=rng).iloc[0], files[files.split != 'train'].sample(random_state=rng).iloc[0]
+        bad = files.copy()
+        bad.loc[bad.path == b.path, 'patient'] = a.patient
+        with pytest.raises(LeakageError, match=a.patient): audit_leakage(bad, files=False)
+
+
+def test_planted_copies_are_found(files):
+    for _,b in files[files.split == 'test'].iterrows():
+        a = files[files.split == 'train'].path.iloc[0]
+        old = Path(b.path).read_bytes()
+        Path(b.path).write_bytes(Path(a).read_bytes())
+        with pytest.raises(LeakageError, match='same bytes'): audit_leakage(files)
+        Path(b.path).write_bytes(old)
+    assert audit_leakage(files).found.sum() == 0
+
+
+def test_copies_on_one_side_are_no_leak(files):
+    a,b = files[files.split == 'train'].path.iloc[:2]
+    Path(b).write_bytes(Path(a).read_bytes())
+    assert audit_leakage(files).found.sum() == 0
+
+
+def test_audit_of_folds_and_lost_files(files):
+    assert audit_leakage(patient_folds(files, 4), on='fold').found.sum() == 0
+    with pytest.raises(LeakageError): audit_leakage(files.assign(fold=range(len(files))), on='fold')
+    os.remove(files.path[0])
+    with pytest.raises(SplitError, match='1 files of the catalog are not there'): audit_leakage(files)
+
+
+# --- folders
+
+def tree(folder): return {o.relative_to(folder).as_posix(): o.read_bytes() for o in sorted(Path(folder).rglob('*')) if o.is_file()}
+
+
+@pytest.mark.parametrize('link', [False, True, 'hard', 'symbolic'])
+def test_folders(files, tmp_path, link):
+    before = tree(tmp_path/'src')
+    dest = make_folders(files, tmp_path/'dest', link=link)
+    assert len(tree(dest)) == len(files) + 1 and tree(tmp_path/'src') == before
+    assert not [o for o in dest.rglob('.writing-*')]
+    for p,s,l in zip(files.path, files.split, files.label): assert (dest/s/l/Path(p).name).read_bytes() == Path(p).read_bytes()
+    assert make_folders(files, dest, link=link) == dest # a second call changes nothing
+
+
+@pytest.mark.parametrize('link', [False, 'symbolic'])
+def test_patients_and_kind_of_split_survive_the_folders(tmp_path, link):
+    rows = []
+    for i in range(16):
+        label = ('A', 'B')[i % 2]
+        fn = tmp_path/'src'/label/f'scan {i}.png'
+        fn.parent.mkdir(parents=True, exist_ok=True)
+        Image.new('L', (4, 4), i).save(fn)
+        rows.append(dict(path=str(fn), patient=f'{i//4:04d}{label}', label=label))
+    catalog = split_catalog(pd.DataFrame(rows).astype(dict(patient='string')), valid=2, by='image')
+    back = folder_catalog(make_folders(catalog, tmp_path/'dest', link=link), links=link == 'symbolic')
+    assert set(back.split_by) == {'image'} and split_hash(back) == split_hash(catalog)
+    assert back.set_index(back.path.map(os.path.basename)).patient.to_dict() == catalog.set_index(catalog.path.map(os.path.basename)).patient.to_dict()
+
+
+def test_interrupted_folders_are_completed(files, tmp_path, monkeypatch):
+    calls,put = [], split_module._put
+    def stop(*args):
+        calls.append(1)
+        if len(calls) == 20: raise KeyboardInterrupt
+        put(*args)
+    monkeypatch.setattr(split_module, '_put', stop)
+    with pytest.raises(KeyboardInterrupt): make_folders(files, tmp_path/'dest')
+    assert len(tree(tmp_path/'dest')) == 20
+    monkeypatch.setattr(split_module, '_put', put)
+    make_folders(files, tmp_path/'dest')
+    make_folders(files, tmp_path/'whole')
+    assert tree(tmp_path/'dest') == tree(tmp_path/'whole')
+
+
+def test_disk_full_says_so_and_can_go_on(files, tmp_path, monkeypatch):
+    copy,n = split_module.shutil.copyfile, []
+    def full(source, target):
+        n.append(1)
+        if len(n) == 5: raise OSError(28, 'No space left on device')
+        return copy(source, target)
+    monkeypatch.setattr(split_module.shutil, 'copyfile', full)
+    with pytest.raises(SplitError, match='No space left on device.*second call goes on'): make_folders(files, tmp_path/'dest')
+    assert not list((tmp_path/'dest').rglob('.writing-*'))
+    make_folders(files, tmp_path/'dest')
+    assert len(tree(tmp_path/'dest')) == len(files) + 1
+
+
+@pytest.mark.parametrize('plant', ['notes.txt', 'train/Sick/other.txt', 'models/weights.pth', '.hidden'])
+def test_other_files_are_never_touched(files, tmp_path, plant):
+    dest = tmp_path/'dest'
+    (dest/plant).parent.mkdir(parents=True)
+    (dest/plant).write_text('mine')
+    with pytest.raises(SplitError, match='1 other files'): make_folders(files, dest)
+    assert tree(dest) == {plant: b'mine'}
+
+
+def test_a_changed_file_is_not_overwritten(files, tmp_path):
+    dest = make_folders(files, tmp_path/'dest')
+    mine = next(dest.glob('train/*/*'))
+    mine.write_text('corrected')
+    with pytest.raises(SplitError, match='not the same as its source'): make_folders(files, dest)
+    assert mine.read_text() == 'corrected'
+
+
+def test_another_split_in_the_same_place_is_refused(files, tmp_path):
+    dest = make_folders(files, tmp_path/'dest')
+    before = tree(dest)
+    with pytest.raises(SplitError, match='another split'): make_folders(split_catalog(files, valid=.25, test=.25, seed=4), dest)
+    with pytest.raises(SplitError, match='is a file'): make_folders(files, dest/'split.csv')
+    with pytest.raises(SplitError, match='other files'): make_folders(files, tmp_path/'src') # into its own source
+    assert tree(dest) == before
+
+
+def test_hostile_labels_and_lost_sources(files, tmp_path):
+    for label in ('../out', 'a/b', '..', '', 'a\\b'):
+        with pytest.raises(SplitError, match='cannot be the name of a folder'): make_folders(files.assign(label=files.label.replace('Sick', label)), tmp_path/'dest')
+    os.remove(files.path[0])
+    with pytest.raises(SplitError, match='1 files are not there'): make_folders(files, tmp_path/'dest')
+    assert not (tmp_path/'dest').exists()
+
+
+def test_equal_names_from_two_folders(tmp_path):
+    rows = []
+    for folder in ('one', 'two'):
+        for label in 'AB':
+            for i in range(4):
+                fn = tmp_path/'src'/folder/label/f'{i}.txt'
+                fn.parent.mkdir(parents=True, exist_ok=True)
+                fn.write_text(f'{folder} {label} {i}')
+                rows.append(dict(path=str(fn), label=label, patient=f'{folder}{label}{i}'))
+    catalog = split_catalog(pd.DataFrame(rows), valid=.25)
+    assert len(tree(make_folders(catalog, tmp_path/'dest'))) == 17
+
+
+# --- the command, and real matrices
+
+def test_command(small_study, tmp_path, capsys):
+    split_command(str(small_study), str(tmp_path/'dest'), valid='.34', seed=1)
+    out = capsys.readouterr().out
+    assert 'patients' in out and str(tmp_path) not in out
+    expected = split_catalog(dmr_catalog(small_study), valid=.34, seed=1)
+    assert split_hash(folder_catalog(tmp_path/'dest')) == split_hash(expected)
+    with pytest.raises(SystemExit): split_command(str(small_study), str(tmp_path/'dest'), valid='.34', seed=2)
+    assert 'another split' in capsys.readouterr().err
+    split_command(str(small_study), str(tmp_path/'study'), sample=5, valid='1', test='1', link='hard')
+    assert set(folder_catalog(tmp_path/'study').split_by) == {'image'}
+
+
+def test_real_matrices(dmr_ir):
+    split = split_catalog(dmr_catalog(dmr_ir), valid=.2, test=.2, seed=42)
+    assert split_summary(split).patients.tolist() == [73, 24, 24, 121]
+    assert audit_leakage(split).checked.tolist() == [121, 121]
