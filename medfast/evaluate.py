@@ -501,6 +501,9 @@ def confusion(
     return pd.DataFrame(cm, index=pd.Index(data.classes, name='true'), columns=columns)
 
 # %% ../nbs/api/06_evaluate.ipynb #77c61990
+def _plain(text): return str(text).replace('$', r'\$') # matplotlib reads what stands between dollars as a formula
+
+# %% ../nbs/api/06_evaluate.ipynb #d8f114c3
 def _draw_confusion(cm, title, ax):
     "One confusion matrix: colour is the share of the row, text the count and that share."
     counts = cm.to_numpy()
@@ -510,16 +513,17 @@ def _draw_confusion(cm, title, ax):
     for (i,j),n in np.ndenumerate(counts):
         text = f'{n}\n{share[i, j]:.0%}' if len(cm) < 8 else f'{n}' if n else ''
         ax.text(j, i, text, ha='center', va='center', fontsize=size, color='white' if share[i, j] > .55 else '#1b2733')
-    ax.set_xticks(range(len(cm)), cm.columns, rotation=0 if len(cm) < 4 else 60, ha='center' if len(cm) < 4 else 'right')
-    ax.set_yticks(range(len(cm)), cm.index)
+    names = [_plain(c) for c in cm]
+    ax.set_xticks(range(len(cm)), names, rotation=0 if len(cm) < 4 else 60, ha='center' if len(cm) < 4 else 'right')
+    ax.set_yticks(range(len(cm)), names)
     ax.set(xlabel='predicted', ylabel='true', title=title)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
 
-# %% ../nbs/api/06_evaluate.ipynb #d8f114c3
+# %% ../nbs/api/06_evaluate.ipynb #1ebdd687
 def _with_notes(title, preds, level):
     "`title` and, below it, what has to be said about these predictions."
-    return '\n'.join([title, *_warnings_of(preds, level)])
+    return '\n'.join([_plain(title), *_warnings_of(preds, level)])
 
 # %% ../nbs/api/06_evaluate.ipynb #e938172b
 def plot_confusion_matrix(
@@ -566,7 +570,7 @@ def plot_roc(
     r = _auc_row(y, s, _How(confidence, seed, 2000, f'{level}s'))
     if np.isnan(r['value']): raise PredictionsError(f'An ROC curve needs patients with and without {data.classes[k]}; all {len(y)} here are alike.')
     ax = ax or plt.subplots(figsize=(4.6, 4.6), layout='constrained')[1]
-    line, = ax.plot(*_roc_points(y, s), lw=2, label=f'{label or "AUC"} {r["value"]:.2f} [{r["low"]:.2f}, {r["high"]:.2f}]')
+    line, = ax.plot(*_roc_points(y, s), lw=2, label=f'{_plain(label or "AUC")} {r["value"]:.2f} [{r["low"]:.2f}, {r["high"]:.2f}]')
     ax.plot((s >= threshold)[~y].mean(), (s >= threshold)[y].mean(), 'o', ms=8, color=line.get_color(), mec='white')
     _finish_roc(ax, _with_notes(f'{data.classes[k]}: {y.sum()} of {len(y)} {level}s', preds, level), threshold)
     return ax
