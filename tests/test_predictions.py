@@ -1,0 +1,350 @@
+"One pass: rows that stay with their files, views that are really drawn, and nothing disturbed by looking."
+import random
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.callback.schedule import lr_find  # noqa: F401  (patches Learner)
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
+from fastai.torch_core import TensorImage, no_random
+from fastai.vision.augment import FlipItem, Resize, ResizeMethod, aug_transforms
+from fastai.vision.data import ImageDataLoaders
+from fasttransform import Transform
+from PIL import Image
+from torch import nn
+
+from medfast.catalog import dmr_catalog
+from medfast.evaluate import Predictions
+from medfast.loaders import study_dls
+from medfast.precompute import Precomputed  # noqa: F401  (patches Learner)
+from medfast.predictions import PredictionError, UntrainedWarning, ensemble, is_trained
+from medfast.settings import set_seeds
+from medfast.split import split_catalog
+
+pytestmark = pytest.mark.filterwarnings('ignore::medfast.predictions.UntrainedWarning')
+
+
+@pytest.fixture(scope='module')
+def catalog(small_study): return split_catalog(dmr_catalog(small_study), valid=.25, test=.25, seed=1)
+
+
+def network(n_out=2, norm=True):
+    "A body that sees places, and a head, with batch norm or without."
+    body = nn.Sequential(nn.Conv2d(3, 6, 3, 2), nn.ReLU(), nn.Conv2d(6, 8, 3, 2), nn.ReLU())
+    head = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), *([nn.BatchNorm1d(32)] if norm else []), nn.Dropout(.3), nn.Linear(32, n_out)]
+    return nn.Sequential(body, nn.Sequential(*head))
+
+
+def learner(catalog, augment='thermogram', bs=3, norm=True, path=None, **kw):
+    dls = study_dls(catalog, size=24, bs=bs, augment=augment, **kw)
+    set_seeds(3)
+    learn = Learner(dls, network(norm=norm), CrossEntropyLossFlat(), path=path)
+    learn.remove_cb(learn.progress) if hasattr(learn, 'progress') else None
+    learn.logger = lambda *_: None
+    return learn
+
+
+@pytest.fixture
+def learn(catalog, tmp_path): return learner(catalog, path=tmp_path)
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    "Plain fastai: twelve pictures in class folders, wider than high."
+    home,rng = tmp_path_factory.mktemp('pictures'),np.random.default_rng(0)
+    for i in range(12):
+        fn = home/('train', 'train', 'valid')[i//4]/('cat', 'dog')[i%2]/f'{i:02d}.png'
+        fn.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (24, 40, 3), dtype=np.uint8)).save(fn)
+    return home
+
+
+def plain(home, *item_tfms, batch_tfms=None):
+    dls = ImageDataLoaders.from_folder(home, item_tfms=list(item_tfms), batch_tfms=batch_tfms, bs=3, num_workers=0)
+    set_seeds(3)
+    learn = Learner(dls, network(), CrossEntropyLossFlat())
+    learn.remove_cb(learn.progress) if hasattr(learn, 'progress') else None
+    return learn
+
+
+# rows stay with their files
+
+@pytest.mark.parametrize('part', [0, 1, 2])
+def test_every_row_is_there_once_and_in_the_order_of_the_catalog(learn, part):
+    rows = learn.dls.catalogs[['train', 'valid', 'test'][part]]
+    preds = learn.predictions(part)
+    assert preds.items==rows.path.tolist() and preds.patients==rows.patient.tolist()
+    assert [preds.classes[t] for t in preds.targets]==rows.label.tolist()
+    assert preds.split_by=='patient'
+
+
+@pytest.mark.parametrize('part', [0, 1])
+def test_a_row_holds_the_probabilities_of_its_own_file(learn, part):
+    learn.fit(1, 1e-2)
+    preds = learn.predictions(part)
+    for i,item in enumerate(preds.items):
+        x = learn.dls.test_dl([item], num_workers=0).one_batch()[0]
+        with torch.no_grad(): p = learn.model.eval()(x).softmax(1)[0]
+        assert np.allclose(preds.probs[i], p, atol=1e-5), item
+
+
+def test_a_catalog_changed_after_the_loaders_is_found(learn):
+    rows = learn.dls.catalogs['valid']
+    learn.dls.catalogs['valid'] = rows.sort_values('label', ascending=rows.label[0]!='Healthy').reset_index(drop=True)
+    with pytest.raises(PredictionError, match='Row 0, T.*the catalog'): learn.predictions()
+
+
+def test_a_part_that_is_not_there(catalog):
+    with pytest.raises(PredictionError, match='0 train, 1 valid, 2 test'): learner(catalog[catalog.split!='test']).predictions(2)
+
+
+def test_split_by_image_and_unknown_patients_are_told(catalog):
+    catalog = split_catalog(catalog.drop(columns=['split', 'split_by']), valid=.5, by='image', seed=1)
+    assert learner(catalog).predictions().split_by=='image'
+    assert learner(catalog.drop(columns=['patient', 'split_by'])).predictions().patients is None
+
+
+def test_items_relative_to_a_folder(learn, small_study, tmp_path):
+    assert all(o.startswith('txt/T0') for o in learn.predictions(folder=small_study).items)
+    with pytest.raises(PredictionError, match='does not lie inside'): learn.predictions(folder=tmp_path)
+
+
+# plain fastai
+
+def test_plain_fastai_loaders(pictures):
+    learn = plain(pictures, Resize(24, ResizeMethod.Squish))
+    preds = learn.predictions(0)
+    assert preds.items==[str(o) for o in learn.dls.train_ds.items] and len(preds)==8
+    assert (preds.patients, preds.split_by, preds.classes)==(None, 'unknown', ['cat', 'dog'])
+
+
+def test_plain_fastai_loaders_of_a_table(pictures):
+    df = pd.DataFrame([dict(path=str(o.relative_to(pictures)), label=o.parent.name, valid=o.parts[-3]=='valid') for o in sorted(pictures.rglob('*.png'))])
+    dls = ImageDataLoaders.from_df(df, pictures, fn_col='path', label_col='label', valid_col='valid', item_tfms=Resize(24), bs=3, num_workers=0)
+    learn = Learner(dls, network(), CrossEntropyLossFlat())
+    with learn.no_bar(): assert learn.predictions().items==df.path[df.valid].tolist()
+
+
+def test_training_images_are_not_augmented(pictures):
+    learn = plain(pictures, Resize(24), batch_tfms=aug_transforms())
+    assert np.array_equal(learn.predictions(0).probs, learn.predictions(0, seed=7).probs)
+    straight = learn.dls.test_dl(learn.dls.train_ds.items, num_workers=0)
+    assert np.allclose(learn.predictions(0).probs, learn.get_preds(dl=straight)[0], atol=1e-6)
+
+
+# test-time augmentation
+
+class Brighter(Transform):
+    "A view that is always the same, and not the image."
+    split_idx,order = 0,50
+    def encodes(self, x:TensorImage): return x + .3
+
+
+@pytest.mark.parametrize('n,beta', [(4, .2), (4, .25), (2, 1/3), (1, 0.), (3, 1.)])
+def test_beta_means_what_fastai_means(pictures, n, beta):
+    learn = plain(pictures, Resize(24, ResizeMethod.Squish), batch_tfms=[Brighter()])
+    wanted = learn.tta(n=n, beta=beta)[0]
+    assert np.allclose(learn.predictions(tta=n, beta=beta).probs, wanted, atol=1e-6)
+    assert beta==1 or not np.allclose(learn.predictions().probs, wanted, rtol=0, atol=1e-7)
+
+
+def test_the_mean_of_five_is_exact(learn):
+    learn.fit(1, 1e-2)
+    once = learn.predictions(tta=4)
+    dl = learn.dls[1].new(shuffle=False)
+    with no_random(42):
+        learn.dls[1].new(shuffle=False)
+        views = [learn.get_preds(dl=dl)[0].double().numpy()]
+        with dl.dataset.set_split_idx(0): views += [learn.get_preds(dl=dl)[0].double().numpy() for _ in range(4)]
+    assert all(abs(v - views[0]).max() > 1e-6 for v in views[1:])
+    assert abs(once.probs - np.mean(views, 0)).max() < .02 and np.allclose(once.probs.sum(1), 1, atol=1e-6)
+
+
+def test_a_seed_gives_the_same_views_whatever_was_drawn_before(learn):
+    one = learn.predictions(tta=2)
+    random.random(), torch.rand(3), np.random.rand()
+    assert np.array_equal(one.probs, learn.predictions(tta=2).probs)
+    assert not np.array_equal(one.probs, learn.predictions(tta=2, seed=1).probs)
+
+
+@pytest.mark.parametrize('tfms', [[], [Resize(24, ResizeMethod.Squish)], [Resize(24, ResizeMethod.Squish), FlipItem(0.)]])
+def test_no_augmentation_no_views(pictures, tfms):
+    learn = plain(pictures, *(tfms or [Resize(24, ResizeMethod.Squish)]))
+    with pytest.raises(PredictionError, match='average equal views'): learn.predictions(tta=4)
+
+
+@pytest.mark.parametrize('tfms', [[Resize(24)], [Resize(24, ResizeMethod.Squish), FlipItem(.5)]])
+def test_random_crops_and_flips_are_views(pictures, tfms):
+    learn = plain(pictures, *tfms)
+    assert not np.array_equal(learn.predictions(tta=4).probs, learn.predictions().probs)
+
+
+@pytest.mark.parametrize('tta,beta', [(-1, .2), (2.5, .2), (4, 1.2), (4, -.1)])
+def test_views_that_cannot_be_averaged(learn, tta, beta):
+    with pytest.raises(PredictionError, match='weight of the image'): learn.predictions(tta=tta, beta=beta)
+
+
+# nothing is disturbed
+
+@pytest.mark.parametrize('tta', [0, 2])
+def test_random_states_are_left_as_they_were(learn, tta):
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    learn.predictions(tta=tta)
+    assert before==(random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+
+
+def test_looking_between_two_epochs_does_not_change_the_training(catalog):
+    weights = []
+    for look in (False, True):
+        learn = learner(catalog)
+        learn.fit(1, 1e-2)
+        if look: learn.predictions(0, tta=2), learn.predictions(2)
+        learn.fit(1, 1e-2)
+        weights.append(nn.utils.parameters_to_vector(learn.model.parameters()))
+    assert torch.equal(*weights)
+
+
+def test_the_recorder_survives(learn):
+    learn.fit(2, 1e-2)
+    rec = learn.recorder
+    before = [list(getattr(rec, o)) for o in ('lrs', 'losses', 'values', 'iters')]
+    learn.predictions(tta=1)
+    assert before==[list(getattr(rec, o)) for o in ('lrs', 'losses', 'values', 'iters')] and len(before[0])==2*len(learn.dls.train)
+
+
+def test_the_split_of_the_dataset_comes_back_after_an_error(learn):
+    learn.loss_func = nn.MultiMarginLoss()
+    with pytest.raises(PredictionError, match='MultiMarginLoss gives no probabilities'): learn.predictions(0)
+    assert learn.dls[0].dataset.split_idx==0
+
+
+# probabilities
+
+def test_torchs_own_loss_gets_its_softmax(learn):
+    wanted = learn.predictions().probs
+    learn.loss_func = nn.CrossEntropyLoss()
+    assert np.allclose(learn.predictions().probs, wanted, atol=1e-6)
+
+
+def test_one_sigmoid_becomes_two_columns(catalog):
+    learn = learner(catalog)
+    learn.model[1][-1],learn.loss_func = nn.Linear(32, 1),BCEWithLogitsLossFlat()
+    preds = learn.predictions()
+    assert preds.probs.shape==(len(learn.dls.catalogs['valid']), 2) and np.allclose(preds.probs.sum(1), 1)
+    assert np.allclose(preds.probs[:,1], learn.get_preds()[0].ravel(), atol=1e-6)
+
+
+def test_a_diverged_model_is_named(learn):
+    learn.model[1][-1].weight.data.fill_(float('nan'))
+    with pytest.raises(PredictionError, match='diverged'): learn.predictions()
+
+
+def test_points_have_positions_for_names():
+    points = [(torch.randn(4), torch.tensor(i%2)) for i in range(10)]
+    dls = DataLoaders(DataLoader(points, bs=4, shuffle=True), DataLoader(points, bs=4))
+    learn = Learner(dls, nn.Linear(4, 2), CrossEntropyLossFlat())
+    with learn.no_bar(): preds = learn.predictions()
+    assert preds.items[3]=='item 3' and preds.classes==['0', '1'] and preds.targets.tolist()==[i%2 for i in range(10)]
+
+
+# a head that nobody trained
+
+@pytest.mark.parametrize('norm', [True, False])
+def test_only_training_counts_as_training(catalog, tmp_path, norm):
+    learn = learner(catalog, norm=norm, path=tmp_path)
+    assert not is_trained(learn)
+    learn.predictions(), learn.validate()
+    assert not is_trained(learn)
+    learn.fit(1, 1e-3)
+    assert is_trained(learn)
+    learn.predictions()
+    assert is_trained(learn)
+    assert not is_trained(learner(catalog, norm=norm))
+
+
+def test_a_loaded_head_is_trained_and_lr_find_trains_none(catalog, tmp_path):
+    learn = learner(catalog, path=tmp_path)
+    learn.lr_find(num_it=20, show_plot=False, suggest_funcs=())
+    assert not is_trained(learn)
+    learn.fit(1, 1e-3)
+    learn.lr_find(num_it=20, show_plot=False, suggest_funcs=())
+    assert is_trained(learn)
+    learn.save('m')
+    fresh = learner(catalog, path=tmp_path)
+    assert is_trained(fresh.load('m', with_opt=False))
+
+
+def test_the_warning_points_at_the_callers_line(learn):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        learn.predictions()
+    assert [(o.category, o.filename) for o in said if o.category is UntrainedWarning]==[(UntrainedWarning, __file__)]
+
+
+# on features
+
+@pytest.mark.parametrize('views', [1, 2])
+def test_inside_precomputed(catalog, views):
+    learn = learner(catalog, augment='thermogram' if views > 1 else None)
+    learn.splitter = lambda m: [list(m[0].parameters()), list(m[1].parameters())]
+    learn.train_bn = False
+    learn.create_opt()
+    learn.freeze()
+    with learn.precomputed(views=views):
+        learn.fit(1, 1e-2)
+        inside = learn.predictions()
+        with pytest.raises(PredictionError, match='Leave the block'): learn.predictions(tta=4)
+        if views > 1:
+            with pytest.raises(PredictionError, match='augmented views only'): learn.predictions(0)
+        else: train = learn.predictions(0)
+        assert is_trained(learn)
+    assert inside.items==learn.predictions().items and np.allclose(inside.probs, learn.predictions().probs, atol=1e-6)
+    if views==1: assert np.allclose(train.probs, learn.predictions(0).probs, atol=1e-6)
+
+
+# ensembles
+
+def some(seed, n=12, c=3, order=None):
+    "Logits and their predictions, rows in the given order."
+    logits = np.random.default_rng(seed).normal(size=(n, c))*3
+    order = range(n) if order is None else order
+    p = np.exp(logits)/np.exp(logits).sum(1, keepdims=True)
+    return logits, Predictions(p[order], np.array([i%c for i in order]), list('abc'), [f'{i}.png' for i in order], [str(i//2) for i in order], 'patient')
+
+
+@pytest.mark.parametrize('of', ['probabilities', 'logits'])
+def test_joined_by_item_whatever_the_order(of):
+    order = np.random.default_rng(9).permutation(12)
+    one,two,shuffled = some(1),some(2),some(2, order=order)
+    got = ensemble([one[1], shuffled[1]], of)
+    assert np.allclose(got.probs, ensemble([one[1], two[1]], of).probs) and got.items==one[1].items and got.patients==one[1].patients
+    z = (one[0] + two[0])/2
+    wanted = np.exp(z)/np.exp(z).sum(1, keepdims=True) if of=='logits' else (one[1].probs + two[1].probs)/2
+    assert np.allclose(got.probs, wanted, atol=1e-12)
+
+
+def test_logits_of_a_model_that_is_certain():
+    sure = Predictions([[1., 0.]], [0], ['a', 'b'], ['x'])
+    assert np.isfinite(ensemble([sure, Predictions([[.1, .9]], [0], ['a', 'b'], ['x'])], 'logits').probs).all()
+
+
+def test_ensembles_that_would_mix_things_up():
+    one,two = some(1)[1],some(2)[1]
+    for change,says in [(dict(items=['0.png']*12), 'an item twice'), (dict(items=[f'{i}.jpg' for i in range(12)]), 'not in both'),
+            (dict(classes=list('acb')), 'classes a, c, b'), (dict(targets=(two.targets + 1)%3), '0.png is a in'), (dict(patients=['x']*12), 'other patients')]:
+        other = Predictions(**{**dict(probs=two.probs, targets=two.targets, classes=two.classes, items=two.items, patients=two.patients), **change})
+        with pytest.raises(PredictionError, match=says): ensemble([one, other])
+    with pytest.raises(PredictionError, match='nothing to average'): ensemble([])
+    with pytest.raises(PredictionError, match="'logits'"): ensemble([one], of='votes')
+
+
+@pytest.mark.parametrize('splits,claim', [(('patient', 'patient'), 'patient'), (('patient', 'image'), 'image'), (('patient', 'unknown'), 'unknown'), (('official', 'patient'), 'official')])
+def test_an_ensemble_claims_no_better_split_than_its_worst(splits, claim):
+    both = [some(1)[1], some(2)[1]]
+    for o,s in zip(both, splits): o.split_by = s
+    assert ensemble(both).split_by==claim
