@@ -137,8 +137,8 @@ def _agreed(sources):
 
 # %% ../nbs/api/04_catalog.ipynb #68fd5e60
 def _in_threads(f, items, progress=None, n_threads=None):
-    "`f` of each item, in order; a progress bar by default from 200 items on."
-    if progress is None: progress = len(items) >= 200
+    "`f` of each item, in order; a progress bar by default from 1,000 items on."
+    if progress is None: progress = len(items) >= 1000
     with ThreadPoolExecutor(n_threads or min(8, os.cpu_count() or 1)) as pool:
         done = pool.map(f, items)
         return list(progress_bar(done, total=len(items), leave=False) if progress else done)
@@ -191,7 +191,7 @@ def _scan(src, patients, progress=None):
     label = files.patient.map(labels).astype(object)
     files['label'] = label.where(label.notna(), files.folder_label).fillna('')
     unlabelled = (files.trouble == '') & ~files.label.isin(LABELS)
-    files.loc[unlabelled, 'detail'] = [f'{l!r} is neither Healthy nor Sick' if l else 'in no table or class folder' for l in files.label[unlabelled]]
+    files.loc[unlabelled, 'detail'] = [f'{l!r} is neither Healthy nor Sick' if l else 'no diagnosis in a table or class folder' for l in files.label[unlabelled]]
     files.loc[unlabelled, 'trouble'] = 'no label'
     return files.drop(columns='folder_label'), tables
 
@@ -234,7 +234,7 @@ def dmr_catalog(
     patients=None,  # Table of patients (.xlsx, .csv or DataFrame), if not beside the matrices
     *,
     missing='raise',# What cannot be used: 'raise', or 'drop' with a warning that counts it by class
-    progress=None   # Show a progress bar? By default from 200 files on
+    progress=None   # Show a progress bar? By default from 1,000 files on
 ):                  # One row an image: what the name tells, label, format and size, patient table
     "The catalog of a DMR-IR study. Raises `CatalogError` where sources disagree or files do not fit; `catalog_report` lists them all."
     files,tables = _scan(src, patients, progress)
@@ -249,7 +249,7 @@ def _range(path):
 def add_ranges(
     catalog,       # A catalog of temperature matrices
     *,
-    progress=None, # Show a progress bar? By default from 200 files on
+    progress=None, # Show a progress bar? By default from 1,000 files on
     n_threads=None # Threads; by default up to 8
 ):                 # A copy with `minimum`, `maximum`, `mean` in °C
     "Read every matrix and add its range. Raises `ThermogramError` for a matrix that is not whole, `CatalogError` for pictures."
@@ -299,7 +299,7 @@ def folder_catalog(
     *,
     missing='raise',# What cannot be used: 'raise', or 'drop' with a warning that counts it by class
     links=False,    # Take links that lead out of the folder too?
-    progress=None   # Show a progress bar? By default from 200 files on
+    progress=None   # Show a progress bar? By default from 1,000 files on
 ):                  # One row an image; with `split` and `split_by` where the folders are split
     "The catalog of pictures or matrices in class folders. Raises `CatalogError`."
     src = Path(src)

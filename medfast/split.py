@@ -380,7 +380,7 @@ def make_folders(
     catalog,      # A catalog with the column `split`
     dest,         # The folder: new, empty, or begun by the same call
     link=False,   # False copies; 'hard' (or True) and 'symbolic' link
-    progress=None # Show a progress bar? By default from 200 files on
+    progress=None # Show a progress bar? By default from 1,000 files on
 )->Path:          # `dest`
     "Lay out `train|valid|test / class` with a list `split.csv`. Nothing is ever deleted or overwritten: raises `SplitError` instead."
     if link not in _LINKS: raise SplitError(f"link = {link!r}: choose False, 'hard' or 'symbolic'.")
@@ -399,7 +399,7 @@ def _fill(dest, plan, manifest, link, progress):
     "Write the list, then the files. What stops it leaves whole files only."
     try:
         write_text(dest/'split.csv', manifest)
-        bar = progress_bar if (len(plan) >= 200 if progress is None else progress) else list
+        bar = progress_bar if (len(plan) >= 1000 if progress is None else progress) else list
         for item,source in bar(list(plan.items())): _put(source, dest/item, link)
         sweep(dest)
     except OSError as e:
