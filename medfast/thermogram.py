@@ -133,15 +133,17 @@ def _load(fn, shape):
                 'Give one matrix a file, or its true shape.')
             return f.read(limit + 1)
     except OSError as e: raise fault(f'cannot be read ({e.strerror})', 'Check the path and the rights on it.') from None
-    except UnicodeEncodeError: raise fault('no such file', 'Check the path.') from None
+    except ThermogramError: raise
+    except ValueError: raise fault('no file can have such a name', 'Check the path.') from None
 
 # %% ../nbs/api/02_thermogram.ipynb #0aa0156b
 def _rows(data, fn):
     "The rows of a text matrix that are not blank, as (line, bytes)."
+    data = data.removeprefix(codecs.BOM_UTF8)
     if not data.strip(): raise ThermogramError('is empty', 'Copy it again from its source.', file=fn)
     if b'\0' in data: raise ThermogramError('is binary, or text in UTF-16', 'Save it as plain text (ASCII or UTF-8).', file=fn)
     if b'\n' not in data: data = data.replace(b'\r', b'\n')
-    *lines,rest = data.removeprefix(codecs.BOM_UTF8).split(b'\n')
+    *lines,rest = data.split(b'\n')
     if rest.strip(): raise ThermogramError('the last row does not end with a newline, so the file may be cut',
         'Copy it again; if it is whole, add a newline.', file=fn, row=len(lines) + 1)
     return [(i, o.rstrip(b'\r')) for i,o in enumerate(lines, 1) if o.strip()]
@@ -224,9 +226,9 @@ def _read_strict(data, fn, shape):
     found = [_split(row, sep) for _,row in rows]
     _check_numbers(found[0], mark, fn, rows[0][0])
     _check_shape(found, shape, fn, rows)
-    row_of_numbers = re.compile(rb'(?:[+-]?\d{1,6}(?:%b\d{1,5})? )*' % re.escape(mark))
+    row_of_numbers = re.compile(rb'(?:[+-]?\d{1,6}(?:%b\d{1,5})?\n)*' % re.escape(mark))
     for (line,_),values in zip(rows, found):
-        if not row_of_numbers.fullmatch(b' '.join(values) + b' '): _check_numbers(values, mark, fn, line)
+        if not row_of_numbers.fullmatch(b'\n'.join(values) + b'\n'): _check_numbers(values, mark, fn, line)
     return np.array([[float(o.replace(mark, b'.')) for o in values] for values in found], dtype=np.float32)
 
 # %% ../nbs/api/02_thermogram.ipynb #a8a4b3b9
