@@ -12,6 +12,7 @@ from pathlib import Path
 
 # %% ../nbs/api/07_loaders.ipynb #3e8fe628
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from fastai.data.all import Categorize, Datasets
@@ -69,7 +70,11 @@ def _picture(fn):
 class Thermogram(TensorImage):
     "(3, rows, columns) float32. From `read_image`: 0..1 stands for `low`..`high` °C. Decoded: °C, drawn on that scale."
     low,high = 20.,40.
-    def show(self, ctx=None, cmap='inferno', **kwargs):
+    def show(self,
+        ctx=None,       # Axes to draw on; None: new ones
+        cmap='inferno', # Name of a matplotlib colour map
+        **kwargs        # Of matplotlib's `imshow`
+    ):                  # The axes
         "Draw the temperatures with one colour map, always from `low` to `high` °C."
         return show_image(self[:1], ctx=ctx, **{**dict(cmap=cmap, vmin=self.low, vmax=self.high, interpolation='nearest'), **kwargs})
 
@@ -104,7 +109,9 @@ class ReadImage(Transform):
     def __init__(self, size, low=20., high=40., cache=True):
         self.options,self.cache = dict(size=size, low=low, high=high),{} if cache else None
     def __getstate__(self): return {**self.__dict__, 'cache': None if self.cache is None else {}}
-    def encodes(self, item):
+    def encodes(self,
+        item # As for `read_image`; only files are remembered
+    ):
         fn = item if isinstance(item, (str, Path)) else item.get('path') if hasattr(item, 'get') else None
         if self.cache is None or fn is None: return read_image(item, **self.options)
         if str(fn) not in self.cache: self.cache[str(fn)] = read_image(item, **self.options)
@@ -127,11 +134,16 @@ class Lighting(RandTransform):
     "Shift by up to `max_lighting` of the scale and stretch about the image's mean by up to the same share, linear, never clipped."
     order = 41
     def __init__(self, max_lighting=.05): super().__init__(p=1.); self.max_lighting = max_lighting
-    def before_call(self, b, split_idx):
+    def before_call(self,
+        b,        # Batch: (n, 3, rows, columns), alone or first of a tuple
+        split_idx # Part of the data; only training batches come here
+    ):
         x = b[0] if isinstance(b, tuple) else b
         draw = lambda: torch.empty(len(x), 1, 1, 1, device=x.device).uniform_(-1, 1)
         self.shift,self.stretch = draw()*self.max_lighting, (1 + self.max_lighting)**draw()
-    def encodes(self, x:TensorImage):
+    def encodes(self,
+        x:TensorImage # (n, 3, rows, columns) on the scale 0..1
+    ):
         mean = x.mean((1, 2, 3), keepdim=True)
         return (x - mean)*self.stretch + mean + self.shift
 
@@ -158,6 +170,7 @@ _PARTS = ('train', 'valid', 'test')
 
 def _parts(catalog):
     "{'train': ..., 'valid': ..., 'test': ...} of a split catalog; `test` only where there is one."
+    if not isinstance(catalog, pd.DataFrame): raise LoaderError(f'A catalog is a DataFrame, this is {type(catalog).__name__}. For a tree of folders use folder_dls.')
     lacking = {'path', 'label'} - set(catalog.columns)
     if lacking: raise LoaderError(f'The catalog has no column {sorted(lacking)[0]!r}. Make it with dmr_catalog or folder_catalog.')
     if 'split' not in catalog: raise LoaderError("The catalog is not split (no column 'split'). Call split_catalog(catalog, valid=.2) first.")
@@ -192,12 +205,20 @@ def _check_files(parts):
         raise LoaderError('The catalog mixes temperature matrices (.txt) with pictures: a network would learn the format. Convert all of them with convert_thermograms, or select one kind.')
 
 # %% ../nbs/api/07_loaders.ipynb #b657b867
+def _check_options(size, bs, low, high):
+    "Raise `LoaderError` for a size, a batch or a scale that cannot be."
+    sides = size if isinstance(size, (tuple, list)) else [size]
+    if len(sides) > 2 or not all(isinstance(o, int) and o > 7 for o in sides): raise LoaderError(f'size = {size!r}: give whole numbers from 8, a side or (rows, columns).')
+    if not isinstance(bs, int) or bs < 1: raise LoaderError(f'bs = {bs!r}: give a whole number from 1.')
+    if not low < high: raise LoaderError(f'low = {low}, high = {high}: low must be below high (both in °C).')
+
+# %% ../nbs/api/07_loaders.ipynb #3d3d8c00
 def _checked(catalog):
-    "Parts and classes of a catalog that may be trained on; splits said to be by patient are audited."
+    "Parts and classes of a catalog that may be trained on; splits said to be by patient are audited for patients on two sides."
     parts = _parts(catalog)
     classes = _check_labels(parts)
     _check_files(parts)
-    if 'split_by' in catalog and set(catalog.split_by)=={'patient'}: audit_leakage(catalog)
+    if 'split_by' in catalog and set(catalog.split_by)=={'patient'}: audit_leakage(catalog, files=False)
     return parts, classes
 
 # %% ../nbs/api/07_loaders.ipynb #30eafcf3
@@ -238,6 +259,7 @@ def study_dls(
     device=None    # Device of the batches; None: fastai's default
 ):                 # DataLoaders train, valid and, where the catalog has one, test (`dls[2]`); their tables in `dls.catalogs`
     "File, 0..1, three channels, augmentation, normalisation. Classes are sorted. Raises `LoaderError`, or `LeakageError` for a patient on two sides."
+    _check_options(size, bs, low, high)
     parts,classes = _checked(catalog)
     n = len(parts['train'])
     if drop_last and n < bs: raise LoaderError(f'bs = {bs}, but train has {n} images. Choose a smaller bs, or drop_last=False.')

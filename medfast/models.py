@@ -263,7 +263,7 @@ def medical_learner(
     path=None,          # Where `learn.save` writes; None: a folder of this session, among the system's temporary ones
     cbs=None,           # Callbacks
     **options           # Of fastai's head: lin_ftrs, ps, concat_pool, ...
-)->Learner:             # With `learn.weights`, `learn.recipe`, `learn.arch` and three groups of parameters
+)->Learner:             # With `learn.weights`, `learn.pretrained`, `learn.recipe`, `learn.arch` and three groups of parameters
     "A fastai Learner that knows the name of its weights. Sets all seeds. Raises `ModelError`."
     if recipe not in RECIPES: raise ModelError(f'No recipe {recipe!r}. Choose one of {", ".join(RECIPES)}.')
     state,name = find_weights(arch, pretrained)
@@ -275,6 +275,6 @@ def medical_learner(
     learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(weight=_class_weights(dls, class_weights)), splitter=three_groups,
         metrics=metrics, path=path or _session_folder(), cbs=cbs, **RECIPES[recipe])
     if recipe=='study': learn.add_cb(BnFreeze())
-    learn.arch,learn.recipe,learn.weights = arch,recipe,name or f'random, seed {seed}'
+    learn.arch,learn.recipe,learn.pretrained,learn.weights = arch,recipe,bool(state),name or f'random, seed {seed}'
     if bool(state) if freeze is None else freeze: learn.freeze()
     return learn
