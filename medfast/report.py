@@ -264,8 +264,8 @@ def _data_section(run):
     who = f'{data["n_patients"]} patients' if data.get('n_patients') else 'unknown patients'
     left = [P(f'{data["refused"]} files were refused by the reader and are not part of these numbers.', cls='warning')] if data.get('refused') else []
     rules = data.get('rules') or []
-    dropped = [_table(list(rules[0]), [list(map(str, o.values())) for o in rules])] if rules else []
-    return Section(H2('Data'), P(f'{data.get("n_images", "–")} images of {who}: {data.get("name", "")}.'), *left,
+    dropped = [_table([str(k).replace('_', ' ') for k in rules[0]], [list(map(str, o.values())) for o in rules])] if rules else []
+    return Section(H2('Data'), P(f'{data.get("n_images", "–")} images of {who}, from “{data.get("name", "–")}”.'), *left,
         _table(*_summary_rows(run['summary'])), *_formats(data), *([P('What the selection rules kept and left out:')] if rules else []), *dropped)
 
 # %% ../nbs/api/16_report.ipynb #595173ca
@@ -369,6 +369,7 @@ dl{display:grid;grid-template-columns:minmax(8rem,max-content) auto;gap:.25rem 1
 dt{color:var(--soft)}dd{margin:0}
 figure{margin:1rem 0;text-align:center}
 .row{display:flex;flex-wrap:wrap;gap:.5rem 1.6rem;justify-content:space-evenly;align-items:center}
+.row>dl{flex:1 1 17rem}.row>figure{flex:0 1 auto}
 img{max-width:100%;height:auto}
 img.paper{background:#fff;border-radius:8px;padding:6px}
 figcaption{color:var(--soft);font-size:.86rem}
@@ -379,7 +380,7 @@ code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",m
 ul{padding-left:1.2rem}
 footer{color:var(--soft);font-size:.86rem;text-align:center}
 @media (max-width:34rem){section,.first{padding:1rem}dl{grid-template-columns:minmax(6.5rem,40%) 1fr}.tiles{grid-template-columns:1fr 1fr}.big{font-size:1.7rem}th,td{padding:.4rem .45rem}}
-@media print{body{background:#fff;font-size:10.5pt}main{max-width:none;padding:0}section,.first,.tile{border-color:#ccc;break-inside:auto}figure,tr,.tile,.warning{break-inside:avoid}h2{break-after:avoid}
+@media print{body{background:#fff;font-size:10.5pt}main{max-width:none;padding:0}section,.tile{border-color:#ccc}.tiles{grid-template-columns:repeat(4,1fr)}.row{gap:0 1rem}figure img{max-height:8.5cm;width:auto}figure,tr,.tile,.warning{break-inside:avoid}h2{break-after:avoid}
 .wide{overflow:visible}.range,.dot,.rival,.bar,.warning{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 '''
 
