@@ -383,12 +383,11 @@ FILE_SIZE = SHAPE[0]*SHAPE[1]*6 # Bytes of a matrix as text
 # %% ../nbs/api/03_simulate.ipynb #093fda45
 def matrix_text(
     temps   # (480, 640) temperatures, in °C
-)->bytes:   # 480 lines of numbers with two decimals, separated by blanks
+)->bytearray: # 480 lines of numbers with two decimals, separated by blanks
     "A matrix as DMR-IR writes it. Raises `ValueError` outside 10 to 99.99 °C, where the width of a number would change."
-    hundredths = np.rint(temps*100).astype(np.intp)
-    if not (1000 <= hundredths.min() and hundredths.max() < 10_000):
-        raise ValueError(f'temperatures from {temps.min():.2f} to {temps.max():.2f} °C: the format holds 10 to 99.99 °C.')
-    text = bytearray(np.take(_TEXT, hundredths.ravel()).tobytes())
+    low,high = temps.min(), temps.max()
+    if not (9.995 < low and high < 99.995): raise ValueError(f'temperatures from {low:.2f} to {high:.2f} °C: the format holds 10 to 99.99 °C.')
+    text = bytearray(np.take(_TEXT, np.rint(temps*100).astype(np.intp).ravel()).tobytes())
     np.frombuffer(text, np.uint8)[_LINE_ENDS] = ord('\n')
     return text
 
