@@ -21,11 +21,11 @@ from zipfile import BadZipFile
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from fastprogress.fastprogress import progress_bar
 from PIL import Image
 
 # %% ../nbs/api/04_catalog.ipynb #14e4ecd6
 from .files import list_files
+from .settings import progress_bar
 from .thermogram import ThermogramError, ThermogramName, parse_name, read_thermogram, thermogram_format
 
 # %% ../nbs/api/04_catalog.ipynb #4998e393

@@ -73,6 +73,7 @@ class Comparison:
         mean = by[['parameters', 'seconds', 'accuracy by image', 'accuracy by patient', 'low', 'high', 'patients']].mean()
         spread = by['accuracy by patient'].agg(lambda o: o.max() - o.min()).rename('range over seeds')
         printed = STUDY_ARCHITECTURES.printed.rename('study, by image')
+        mean = mean.astype(dict(parameters=int, patients=int))
         return mean.assign(seeds=by.size(), **{spread.name: spread, 'confusion': by.confusion.first(), 'weights': by.weights.first()}).reset_index().join(printed, on='arch')
     def _repr_html_(self): return self.table.to_html(index=False, float_format='{:.3f}'.format, na_rep='')
 

@@ -47,9 +47,10 @@ def _digest(tensors):
     return h.hexdigest()
 
 # %% ../nbs/api/10_resume.ipynb #a8d89477
-def _save(learn, path, facts):
-    "Write the state of a training and `facts` about it, whole or not at all."
+def _save(learn, path, facts, last):
+    "Write the state of a training and `facts` about it, whole or not at all; after the last epoch without the optimiser's memory."
     tensors,numbers = _tensors_of(learn)
+    if last: tensors,numbers = {k: v for k,v in tensors.items() if k.startswith('model.')}, []
     facts = dict(facts, numbers=numbers, digest=_digest(tensors))
     with atomic_path(path) as tmp: save_file(tensors, tmp, metadata=dict(medfast=json.dumps(facts)))
 
@@ -69,6 +70,7 @@ def _read(path):
 def _put_back(learn, tensors, numbers):
     "Give a learner, with an optimiser just made, the state that `_tensors_of` took."
     learn.model.load_state_dict({k[6:]: v for k,v in tensors.items() if k.startswith('model.')})
+    if not numbers: return
     state = [dict(o) for o in numbers]
     for k,v in tensors.items():
         if k.startswith('opt.'):
@@ -99,7 +101,7 @@ class Checkpoint(Callback):
         self.smooth = float(self.recorder.smooth_loss.val), self.recorder.smooth_loss.count
         names,values = self.recorder.metric_names[1:-1], self.recorder.values[-1]
         self.rows.append(dict(epoch=self.epoch, **{k: float(v) for k,v in zip(names, values)}))
-        _save(self.learn, self.path, dict(self.facts, rows=self.rows, smooth=self.smooth))
+        _save(self.learn, self.path, dict(self.facts, rows=self.rows, smooth=self.smooth), self.epoch == self.n_epoch - 1)
 
 # %% ../nbs/api/10_resume.ipynb #6680cac5
 @patch

@@ -17,11 +17,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 from fastcore.script import call_parse, store_true
-from fastprogress.fastprogress import progress_bar
 from sklearn.model_selection import StratifiedGroupKFold
 
 # %% ../nbs/api/05_split.ipynb #2d36d541
 from .files import FilesError, atomic_path, sha256, sweep, write_text
+from .settings import progress_bar
 
 # %% ../nbs/api/05_split.ipynb #bda65aee
 class SplitError(ValueError):

@@ -100,7 +100,7 @@ def _controls(catalog, run):
     for part in PARTS: control[part].save(run/f'control-metadata-{part}.csv')
     return [dict(name='metadata', features=['patient number', 'format', 'minimum', 'maximum'],
         **{part: _measures(control[part]) for part in PARTS},
-        gain={part: paired_gain(preds[part], control[part]) for part in PARTS})]
+        gain={part: paired_gain(preds[part], control[part]).iloc[0].to_dict() for part in PARTS})]
 
 # %% ../nbs/api/17_study.ipynb #55b55f32
 PACKAGES = 'fastai torch torchvision numpy pandas scikit-learn scipy Pillow'.split()
@@ -110,11 +110,11 @@ def _versions():
     return {'medfast': version('medfast'), 'python': platform.python_version(), **{o: version(o) for o in PACKAGES}}
 
 # %% ../nbs/api/17_study.ipynb #e311fdae
-def _facts(catalog, counts, data):
+def _facts(catalog, counts, root):
     "What the report says about the data: sizes, formats by class, what the rules left out."
     formats = catalog.groupby(['format', 'label']).size().rename('images').reset_index()
-    return dict(name=Path(data).name if data else 'simulated', n_images=len(catalog), n_patients=catalog.patient.nunique(), formats=formats.to_dict('records'),
-        rules=counts.to_dict('records'))
+    return dict(name=root.name, n_images=len(catalog), n_patients=catalog.patient.nunique(), formats=formats.to_dict('records'),
+        rules=counts.reset_index().to_dict('records'))
 
 # %% ../nbs/api/17_study.ipynb #d6d23b5e
 def _keep(run, name, drawn):
@@ -169,10 +169,11 @@ def _command(data, settings):
     return ' '.join([*knobs, 'medfast-run', *(['--data', 'DIR'] if data else []), '--profile', settings.profile, '--arch', settings.arch])
 
 # %% ../nbs/api/17_study.ipynb #39f6666c
-def _results(learn, run, catalog, counts, data, settings):
+def _results(learn, run, catalog, counts, root, data, settings):
     "Everything that the report says in numbers."
     parts = {part: _measures(Predictions.load(run/f'predictions-{part}.csv')) for part in PARTS}
-    return dict(study='Breast thermograms (DMR-IR)', data=_facts(catalog, counts, data), split=run.load_json('split.json'), **parts,
+    kind = 'simulated' if (root/'simulation.json').exists() else 'DMR-IR'
+    return dict(study=f'Breast thermograms ({kind})', data=_facts(catalog, counts, root), split=run.load_json('split.json'), **parts,
         arch=settings.arch, weights=learn.weights, n_parameters=sum(o.numel() for o in learn.model.parameters()), recipe=_recipe(learn, settings),
         seconds=run.load_json('seconds.json'), controls=_controls(catalog, run), test_openings=run.test_openings,
         versions=_versions(), seed=settings.seed, command=_command(data, settings))
@@ -206,7 +207,7 @@ def run_study(
     _keep_split(run, catalog, root)
     learn = _learner(catalog, settings, pretrained)
     with nullcontext() if progress else _silent(learn): history = _fit_and_predict(learn, run, settings, root)
-    run.save_json('results.json', _results(learn, run, catalog, counts, data, settings))
+    run.save_json('results.json', _results(learn, run, catalog, counts, root, data, settings))
     _figures(learn, catalog, history, run, root)
     write_report(run)
     run.mark('report')

@@ -32,6 +32,7 @@ from PIL.PngImagePlugin import PngInfo
 
 # %% ../nbs/api/02_thermogram.ipynb #4eff5a25
 from .files import FilesError, atomic_path, list_files, read_json, sha256, sweep, write_json, write_text
+from .settings import progress_bar
 
 # %% ../nbs/api/02_thermogram.ipynb #b5ef020f
 def _shown(file):
@@ -497,18 +498,13 @@ def _run(files, dest, work, rows, n_workers, progress):
     saved = time.monotonic()
     try:
         with ThreadPoolExecutor(n_workers) as pool, closing(pool.map(work, files)) as results:
-            for row in _bar(results, len(files)) if progress else results:
+            for row in progress_bar(results, total=len(files), display=progress):
                 rows.append(row)
                 if time.monotonic() - saved > 1: saved = _save_manifest(dest, rows) or time.monotonic()
     except BaseException:
         with suppress(OSError): _save_manifest(dest, rows)
         raise
     _save_manifest(dest, rows)
-
-def _bar(results, n):
-    "A progress bar around `results`."
-    from fastprogress.fastprogress import progress_bar
-    return progress_bar(results, total=n)
 
 # %% ../nbs/api/02_thermogram.ipynb #1f8d99c6
 def convert_thermograms(
