@@ -106,7 +106,7 @@ def fit_cycles(self:Learner,
 # %% ../nbs/api/10_schedule.ipynb #89226e75
 def _rates(learn):
     "DataFrame of rates, one row a batch, one column a parameter group, of the last training."
-    if not len(getattr(learn.recorder, 'lrs', [])): raise ScheduleError('There is no schedule yet: train with fit, fit_one_cycle or fit_cycles first.')
+    if not len(getattr(learn.recorder, 'lrs', [])): raise ScheduleError('There is no schedule: train first, and draw before validate or get_preds, which empty the recorder of fastai.')
     last = np.array(learn.recorder.lrs, dtype=float)
     end = [h['lr'] for h in learn.opt.hypers] if learn.opt else [0.]
     known = end[-1] > 0 and end[-1] == last[-1]
@@ -139,7 +139,7 @@ def plot_schedule(self:Learner,
     for name in rates: ax.plot(rates[name], label=name)
     for x in _begun(self): ax.axvline(x, color='grey', ls=':', lw=1)
     ax.set(yscale='log', xlabel='batch', ylabel='learning rate')
-    ax.legend(loc='lower left')
+    ax.legend(loc='lower center', bbox_to_anchor=(.5, 1), ncols=4, fontsize=8, frameon=False)
     if momentum and (mom := _momentum(self)):
         right = ax.twinx()
         right.plot(mom, color='grey', ls='--')
@@ -283,14 +283,14 @@ class EarlyStop(EarlyStoppingCallback):
     ):
         if not isinstance(patience, Integral) or patience < 1: raise ScheduleError(f'patience = {patience!r}: must be a whole number of epochs from 1.')
         super().__init__(monitor, comp, min_delta, patience, reset_on_fit)
-        self.restore,self.best_epoch,self.stopped,self.weights = restore,None,False,None
+        self.restore,self.best_epoch,self.stopped,self.best_weights = restore,None,False,None
 
     def before_fit(self):
         known = [n for n in self.recorder.metric_names[1:] if n != 'time']
         if self.monitor not in known: raise ScheduleError(f'EarlyStop cannot see {self.monitor!r}. This training records: {", ".join(known)}.')
         super().before_fit()
         self.stopped = False
-        if self.reset_on_fit: self.best_epoch,self.weights = None,None
+        if self.reset_on_fit: self.best_epoch,self.best_weights = None,None
 
     def after_epoch(self):
         if len(self.recorder.values[-1]) <= self.idx: return  # an epoch skipped by start_epoch
@@ -302,9 +302,9 @@ class EarlyStop(EarlyStoppingCallback):
 
     def _keep(self):
         self.wait,self.best_epoch = 0,self.epoch
-        if self.restore: self.weights = {k: v.detach().clone() for k,v in self.model.state_dict().items()}
+        if self.restore: self.best_weights = {k: v.detach().clone() for k,v in self.model.state_dict().items()}
 
     def after_fit(self):
-        if self.run and self.weights: self.model.load_state_dict(self.weights)
-        self.weights = None
+        if self.run and self.best_weights: self.model.load_state_dict(self.best_weights)
+        self.best_weights = None
         super().after_fit()
