@@ -25,7 +25,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from fastcore.script import call_parse
-from fastprogress.fastprogress import progress_bar
 from PIL import Image, ImageDraw
 from scipy import sparse
 from scipy.ndimage import gaussian_filter, map_coordinates
@@ -33,6 +32,7 @@ from scipy.sparse.linalg import spsolve
 
 # %% ../nbs/api/03_simulate.ipynb #c86e168a
 from .files import atomic_path, read_json, write_json, write_text
+from .settings import progress_bar
 from .thermogram import ThermogramName, format_name
 
 # %% ../nbs/api/03_simulate.ipynb #833eb182
