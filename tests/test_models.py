@@ -123,6 +123,11 @@ def test_cached_file_reaches_the_body(dls, cached):
     assert not any(p.requires_grad for p in learn.model[0].parameters()) and all(p.requires_grad for p in learn.model[1].parameters())
 
 
+def test_weights_of_half_precision_become_float32(cached):
+    torch.save({k: v.half() for k,v in torch.load(cached).items()}, cached)
+    assert {v.dtype for v in find_weights('squeezenet1_1')[0].values()}=={torch.float32}
+
+
 def test_checksum_is_looked_at(dls, cached, monkeypatch):
     assert find_weights('squeezenet1_1')[1]==f'ImageNet: {FILE} (checksum differs from the original)'
     monkeypatch.setattr(models, 'sha256', lambda fn: 'b8a52dc0' + '0'*56)
