@@ -185,7 +185,7 @@ def _same_opt(opt):
 # %% ../nbs/api/10_schedule.ipynb #efab929d
 @contextmanager
 def _same_learner(learn):
-    "Every attribute of the learner, its callbacks and the random states of its loaders are put back on leaving."
+    "Every attribute of the learner, its callbacks with their running means, and the random states of its loaders are put back on leaving."
     own,cbs = dict(vars(learn)), [(cb, dict(vars(cb))) for cb in learn.cbs]
     means = [(m, dict(vars(m))) for cb in learn.cbs for m in vars(cb).values() if type(m).__module__ == 'fastai.learner' and m is not learn]
     states = [(dl, dl.rng.getstate()) for dl in learn.dls.loaders if hasattr(dl, 'rng')]
@@ -270,6 +270,11 @@ def suggest_lr(self:Learner,
     return _suggestion(lrs, losses, num_it)
 
 # %% ../nbs/api/10_schedule.ipynb #72d455e3
+def _weights(model):
+    "A copy of all weights and running statistics."
+    return {k: v.detach().clone() for k,v in model.state_dict().items()}
+
+# %% ../nbs/api/10_schedule.ipynb #0d357869
 class EarlyStop(EarlyStoppingCallback):
     "Stops when `monitor` no longer improves and puts back the weights of its best epoch, whether it stopped or not. Raises `ScheduleError`."
     def __init__(self,
@@ -289,22 +294,17 @@ class EarlyStop(EarlyStoppingCallback):
         known = [n for n in self.recorder.metric_names[1:] if n != 'time']
         if self.monitor not in known: raise ScheduleError(f'EarlyStop cannot see {self.monitor!r}. This training records: {", ".join(known)}.')
         super().before_fit()
-        self.stopped = False
-        if self.reset_on_fit: self.best_epoch,self.best_weights = None,None
+        if self.reset_on_fit: self.best_epoch,self.stopped,self.best_weights = None,False,None
 
     def after_epoch(self):
         if len(self.recorder.values[-1]) <= self.idx: return  # an epoch skipped by start_epoch
         TrackerCallback.after_epoch(self)
-        if self.new_best: self._keep()
-        else: self.wait += 1
+        self.wait = 0 if self.new_best else self.wait + 1
+        if self.new_best: self.best_epoch,self.best_weights = self.epoch,_weights(self.model) if self.restore else None
         self.stopped = self.wait >= self.patience
         if self.stopped: raise CancelFitException()
 
-    def _keep(self):
-        self.wait,self.best_epoch = 0,self.epoch
-        if self.restore: self.best_weights = {k: v.detach().clone() for k,v in self.model.state_dict().items()}
-
     def after_fit(self):
         if self.run and self.best_weights: self.model.load_state_dict(self.best_weights)
-        self.best_weights = None
+        if self.reset_on_fit: self.best_weights = None
         super().after_fit()

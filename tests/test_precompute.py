@@ -251,6 +251,15 @@ def test_views_differ_are_all_drawn_and_the_same_seed_gives_the_same():
     assert same(a, train(1)[0]) and not same(a, train(2)[0])
 
 
+def test_training_batches_mix_the_views_and_predictions_keep_to_the_first():
+    learn = make_learner(tfms=brighter, drop_last=False)
+    with learn.precomputed(views=3):
+        views,seen = learn.dls.train_ds.views, torch.cat([b[0] for b in learn.dls.train])
+        assert {v for v in range(3) for x in seen if (views[v] == x).all(1).any()} == {0, 1, 2}
+        learn.model.eval()
+        with torch.no_grad(): assert torch.equal(learn.get_preds(0)[0], torch.cat([learn.model(x) for x in views[0].split(8)]).softmax(1))
+
+
 # --- never stale ----------------------------------------------------------------------------------------------------
 
 def counts(learn, **kwargs):

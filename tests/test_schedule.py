@@ -257,6 +257,13 @@ def test_early_stop_with_cycles_that_go_on(learn):
     assert stop.best_epoch >= 2
 
 
+def test_early_stop_may_remember_its_best_over_two_trainings(learn):
+    stop = EarlyStop('accuracy', patience=1, reset_on_fit=False)
+    for script in ([.5, .9, .1], [.7]):
+        with learn.no_logging(): learn.fit(len(script), 1e-3, cbs=[Scripted(script), stop])
+    assert learn.model[2].bias.tolist() == [1, 1] and stop.best == .9
+
+
 def test_early_stop_says_what_it_can_see(learn):
     with pytest.raises(ScheduleError, match="cannot see 'valid_acc'.*train_loss, valid_loss, accuracy"): learn.fit(1, cbs=EarlyStop('valid_acc'))
     with pytest.raises(ScheduleError, match='patience = 0'): EarlyStop(patience=0)
