@@ -229,6 +229,11 @@ def test_the_map_lights_where_the_blob_was_planted(row, col):
     assert cam[far].max()==0
 
 
+def test_a_layer_whose_output_is_changed_in_place_afterwards():
+    x = torch.zeros(3, 32, 32); x[0,10:16,10:16] = 1
+    assert np.allclose(grad_cam(Warmest(), x, target=1, layer='find'), grad_cam(Warmest(), x, target=1), atol=1e-6)
+
+
 def test_where_nothing_speaks_for_a_class_the_map_is_zero(): assert grad_cam(Warmest(), torch.zeros(3, 16, 16), target=1).max()==0
 
 
