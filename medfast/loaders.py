@@ -21,7 +21,6 @@ from fastai.vision.augment import AffineCoordTfm, PadMode, RandTransform, flip_m
 from fastai.vision.core import TensorImage
 from fastai.data.transforms import Normalize
 from fasttransform import DisplayedTransform, Transform
-from fastprogress.fastprogress import progress_bar
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 # %% ../nbs/api/07_loaders.ipynb #21ebbabe

@@ -31,11 +31,12 @@ from fastai.metrics import accuracy
 from fastai.optimizer import SGD
 from fastai.torch_core import params
 from fastai.vision.learner import create_timm_model, create_vision_model, cut_model, default_split, model_meta
+from fastcore.basics import noop, patch
 from torch import nn
 
 # %% ../nbs/api/08_models.ipynb #88a4255e
 from .files import sha256
-from .settings import set_seeds
+from .settings import set_seeds, watched
 
 # %% ../nbs/api/08_models.ipynb #41310586
 class ModelError(ValueError):
@@ -249,6 +250,14 @@ def _timm_stats(arch):
     return cfg.mean, cfg.std
 
 # %% ../nbs/api/08_models.ipynb #9c02f580
+def _quiet(learn):
+    "Bars and tables only where somebody can see them; a log file gets one line an epoch, a test nothing."
+    if watched(): return learn
+    if hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
+    if os.environ.get('IN_TEST'): learn.logger = noop
+    return learn
+
+# %% ../nbs/api/08_models.ipynb #5e10b821
 def medical_learner(
     dls,                # From `study_dls` or `folder_dls`
     arch,               # Name in `ARCHITECTURES`, or one of timm's
@@ -277,4 +286,11 @@ def medical_learner(
     if recipe=='study': learn.add_cb(BnFreeze())
     learn.arch,learn.recipe,learn.pretrained,learn.weights = arch,recipe,bool(state),name or f'random, seed {seed}'
     if bool(state) if freeze is None else freeze: learn.freeze()
-    return learn
+    return _quiet(learn)
+
+# %% ../nbs/api/08_models.ipynb #9ba10583
+@patch(as_prop=True)
+def history(self:Learner)->pd.DataFrame: # epoch, train_loss, valid_loss and the metrics
+    "What the last fit recorded, one row an epoch."
+    names = self.recorder.metric_names[1:-1]
+    return pd.DataFrame(list(map(list, self.recorder.values)), columns=names).rename_axis('epoch').reset_index()

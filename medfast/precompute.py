@@ -23,13 +23,13 @@ from fastai.torch_core import no_random, params
 from fastai.vision.augment import RandTransform, ResizeMethod
 from fastcore.basics import GetAttr, patch
 from fastcore.foundation import L
-from fastprogress.fastprogress import progress_bar
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 # %% ../nbs/api/09_precompute.ipynb #8fe24835
 from .files import atomic_path
+from .settings import progress_bar
 
 # %% ../nbs/api/09_precompute.ipynb #a8863a31
 class PrecomputeError(RuntimeError):

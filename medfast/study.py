@@ -46,7 +46,7 @@ def study_catalog(
 # %% ../nbs/api/17_study.ipynb #a15b82ae
 def _train(learn, run, settings):
     "Train in one or two parts; returns the history of all epochs."
-    pretrained,n = learn.weights.startswith('ImageNet'), settings.epochs
+    pretrained,n = learn.pretrained, settings.epochs
     parts = [('head', n//2, settings.lr), ('all', n - n//2, slice(settings.lr/100, settings.lr/5))] if pretrained else [('all', n, settings.lr)]
     rows = []
     for name,epochs,lr in parts:
@@ -70,7 +70,7 @@ def _learner(catalog, settings, pretrained):
 # %% ../nbs/api/17_study.ipynb #bb668f70
 def _recipe(learn, settings):
     "The training in a sentence."
-    first = f'head {settings.epochs//2} epochs at {settings.lr:g}, then all layers' if learn.weights.startswith('ImageNet') else 'all layers'
+    first = f'head {settings.epochs//2} epochs at {settings.lr:g}, then all layers' if learn.pretrained else 'all layers'
     return f'{learn.recipe}: {first} to epoch {settings.epochs}, one cycle, batch {settings.bs}, {settings.image_size} pixels, rotation, zoom, flip and lighting'
 
 # %% ../nbs/api/17_study.ipynb #408390e5
