@@ -104,10 +104,11 @@ def _nothing(preds, which, label):
 
 # %% ../nbs/api/12_interpret.ipynb #3b63d391
 def _grid(n, heading, preds, columns):
-    "Axes for `n` images under a heading, which tells where the split was made by image."
+    "Axes for `n` images under a heading, which tells where the split was made by image or nobody knows the patients."
     n_rows,n_cols = -(-max(n, 1)//columns), min(max(n, 1), columns)
     fig,axes = plt.subplots(n_rows, n_cols, figsize=(max(2.9*n_cols, 4.5), 2.7*n_rows + .4 if n else 1.2), layout='constrained', squeeze=False)
-    fig.suptitle(heading + (f'\n{SPLIT_BY_IMAGE}' if preds.split_by=='image' else ''), fontsize=11)
+    notes = [SPLIT_BY_IMAGE]*(preds.split_by=='image') + ['patients unknown']*(preds.patients is None)
+    fig.suptitle('\n'.join([heading, '; '.join(notes)]).strip(), fontsize=11)
     for ax in axes.flat: ax.set_axis_off()
     return axes.ravel()
 

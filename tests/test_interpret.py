@@ -137,7 +137,9 @@ def test_none_correct_says_so():
 def test_a_split_by_image_stands_in_every_picture(pictures, by, told):
     preds = two_classes(np.linspace(.2, .9, 6), np.ones(6, int), split_by=by)
     for axes in (plot_gallery(preds, 'correct', folder=pictures), plot_gallery(preds, 'most correct', label='Healthy', folder=pictures), plot_top_losses(preds, folder=pictures)):
-        assert ('split by image' in axes[0].figure.get_suptitle())==told
+        assert ('split by image' in axes[0].figure.get_suptitle())==told and 'patients unknown' in axes[0].figure.get_suptitle()
+    preds.patients = list('abcdef')
+    assert 'unknown' not in plot_top_losses(preds, folder=pictures)[0].figure.get_suptitle()
 
 
 def test_rows_of_patients_have_no_picture():

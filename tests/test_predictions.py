@@ -19,10 +19,10 @@ from PIL import Image
 from torch import nn
 
 from medfast.catalog import dmr_catalog
-from medfast.evaluate import Predictions
+from medfast.evaluate import Predictions, PredictionsError
 from medfast.loaders import study_dls
 from medfast.precompute import Precomputed  # noqa: F401  (patches Learner)
-from medfast.predictions import PredictionError, UntrainedWarning, ensemble, is_trained
+from medfast.predictions import UntrainedWarning, ensemble, is_trained
 from medfast.settings import set_seeds
 from medfast.split import split_catalog
 
@@ -96,11 +96,11 @@ def test_a_row_holds_the_probabilities_of_its_own_file(learn, part):
 def test_a_catalog_changed_after_the_loaders_is_found(learn):
     rows = learn.dls.catalogs['valid']
     learn.dls.catalogs['valid'] = rows.sort_values('label', ascending=rows.label[0]!='Healthy').reset_index(drop=True)
-    with pytest.raises(PredictionError, match='Row 0, T.*the catalog'): learn.predictions()
+    with pytest.raises(PredictionsError, match='Row 0, T.*the catalog'): learn.predictions()
 
 
 def test_a_part_that_is_not_there(catalog):
-    with pytest.raises(PredictionError, match='0 train, 1 valid, 2 test'): learner(catalog[catalog.split!='test']).predictions(2)
+    with pytest.raises(PredictionsError, match='0 train, 1 valid, 2 test'): learner(catalog[catalog.split!='test']).predictions(2)
 
 
 def test_split_by_image_and_unknown_patients_are_told(catalog):
@@ -111,7 +111,7 @@ def test_split_by_image_and_unknown_patients_are_told(catalog):
 
 def test_items_relative_to_a_folder(learn, small_study, tmp_path):
     assert all(o.startswith('txt/T0') for o in learn.predictions(folder=small_study).items)
-    with pytest.raises(PredictionError, match='does not lie inside'): learn.predictions(folder=tmp_path)
+    with pytest.raises(PredictionsError, match='does not lie inside'): learn.predictions(folder=tmp_path)
 
 
 # plain fastai
@@ -175,7 +175,7 @@ def test_a_seed_gives_the_same_views_whatever_was_drawn_before(learn):
 @pytest.mark.parametrize('tfms', [[], [Resize(24, ResizeMethod.Squish)], [Resize(24, ResizeMethod.Squish), FlipItem(0.)]])
 def test_no_augmentation_no_views(pictures, tfms):
     learn = plain(pictures, *(tfms or [Resize(24, ResizeMethod.Squish)]))
-    with pytest.raises(PredictionError, match='average equal views'): learn.predictions(tta=4)
+    with pytest.raises(PredictionsError, match='average equal views'): learn.predictions(tta=4)
 
 
 @pytest.mark.parametrize('tfms', [[Resize(24)], [Resize(24, ResizeMethod.Squish), FlipItem(.5)]])
@@ -186,7 +186,7 @@ def test_random_crops_and_flips_are_views(pictures, tfms):
 
 @pytest.mark.parametrize('tta,beta', [(-1, .2), (2.5, .2), (4, 1.2), (4, -.1)])
 def test_views_that_cannot_be_averaged(learn, tta, beta):
-    with pytest.raises(PredictionError, match='weight of the image'): learn.predictions(tta=tta, beta=beta)
+    with pytest.raises(PredictionsError, match='weight of the image'): learn.predictions(tta=tta, beta=beta)
 
 
 # nothing is disturbed
@@ -219,7 +219,7 @@ def test_the_recorder_survives(learn):
 
 def test_the_split_of_the_dataset_comes_back_after_an_error(learn):
     learn.loss_func = nn.MultiMarginLoss()
-    with pytest.raises(PredictionError, match='MultiMarginLoss gives no probabilities'): learn.predictions(0)
+    with pytest.raises(PredictionsError, match='MultiMarginLoss gives no probabilities'): learn.predictions(0)
     assert learn.dls[0].dataset.split_idx==0
 
 
@@ -241,7 +241,7 @@ def test_one_sigmoid_becomes_two_columns(catalog):
 
 def test_a_diverged_model_is_named(learn):
     learn.model[1][-1].weight.data.fill_(float('nan'))
-    with pytest.raises(PredictionError, match='diverged'): learn.predictions()
+    with pytest.raises(PredictionsError, match='diverged'): learn.predictions()
 
 
 def test_points_have_positions_for_names():
@@ -286,6 +286,11 @@ def test_the_warning_points_at_the_callers_line(learn):
     assert [(o.category, o.filename) for o in said if o.category is UntrainedWarning]==[(UntrainedWarning, __file__)]
 
 
+def test_a_learner_without_a_recorder(learn):
+    learn.remove_cb(learn.recorder)
+    assert len(learn.predictions(tta=np.int64(1)))==len(learn.dls.valid_ds)
+
+
 # on features
 
 @pytest.mark.parametrize('views', [1, 2])
@@ -298,9 +303,9 @@ def test_inside_precomputed(catalog, views):
     with learn.precomputed(views=views):
         learn.fit(1, 1e-2)
         inside = learn.predictions()
-        with pytest.raises(PredictionError, match='Leave the block'): learn.predictions(tta=4)
+        with pytest.raises(PredictionsError, match='Leave the block'): learn.predictions(tta=4)
         if views > 1:
-            with pytest.raises(PredictionError, match='augmented views only'): learn.predictions(0)
+            with pytest.raises(PredictionsError, match='augmented views only'): learn.predictions(0)
         else: train = learn.predictions(0)
         assert is_trained(learn)
     assert inside.items==learn.predictions().items and np.allclose(inside.probs, learn.predictions().probs, atol=1e-6)
@@ -338,9 +343,9 @@ def test_ensembles_that_would_mix_things_up():
     for change,says in [(dict(items=['0.png']*12), 'an item twice'), (dict(items=[f'{i}.jpg' for i in range(12)]), 'not in both'),
             (dict(classes=list('acb')), 'classes a, c, b'), (dict(targets=(two.targets + 1)%3), '0.png is a in'), (dict(patients=['x']*12), 'other patients')]:
         other = Predictions(**{**dict(probs=two.probs, targets=two.targets, classes=two.classes, items=two.items, patients=two.patients), **change})
-        with pytest.raises(PredictionError, match=says): ensemble([one, other])
-    with pytest.raises(PredictionError, match='nothing to average'): ensemble([])
-    with pytest.raises(PredictionError, match="'logits'"): ensemble([one], of='votes')
+        with pytest.raises(PredictionsError, match=says): ensemble([one, other])
+    with pytest.raises(PredictionsError, match='nothing to average'): ensemble([])
+    with pytest.raises(PredictionsError, match="'logits'"): ensemble([one], of='votes')
 
 
 @pytest.mark.parametrize('splits,claim', [(('patient', 'patient'), 'patient'), (('patient', 'image'), 'image'), (('patient', 'unknown'), 'unknown'), (('official', 'patient'), 'official')])
