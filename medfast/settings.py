@@ -37,9 +37,9 @@ class Settings:
     image_size:int = 96          # Side of the square that a network sees, in pixels
     bs:int = 16                  # Images a batch
     seed:int = 42                # Seed of Python, numpy and torch
-    epochs:int = 8               # Epochs of the main training
-    lr:float = 1e-3              # Largest learning rate of the main training
-    arch:str = 'resnet18'        # Architecture, a name of `medfast.models.ARCHITECTURES` or of timm
+    epochs:int = 40              # Epochs of the main training
+    lr:float = 3e-3              # Largest learning rate of the main training
+    arch:str = 'mirror_cnn'      # Architecture, a name of `medfast.models.ARCHITECTURES` or of timm
     n_patients:int = 60          # Patients of the embedded study that the chapters use
     n_frames:int = 4             # Frames a patient in it
     run_patients:int = 200       # Patients of the embedded study of `medfast-run`
