@@ -514,6 +514,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'medfast.split.split_summary': ('api/split.html#split_summary', 'medfast/split.py'),
                                'medfast.split.study_order': ('api/split.html#study_order', 'medfast/split.py')},
             'medfast.study': { 'medfast.study.StudyError': ('api/study.html#studyerror', 'medfast/study.py'),
+                               'medfast.study._check_network': ('api/study.html#_check_network', 'medfast/study.py'),
                                'medfast.study._command': ('api/study.html#_command', 'medfast/study.py'),
                                'medfast.study._controls': ('api/study.html#_controls', 'medfast/study.py'),
                                'medfast.study._facts': ('api/study.html#_facts', 'medfast/study.py'),

@@ -25,6 +25,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 # %% ../nbs/api/07_loaders.ipynb #21ebbabe
 from .catalog import folder_catalog
+from .settings import progress_bar
 from .split import audit_leakage
 from .thermogram import read_thermogram
 

@@ -12,14 +12,16 @@ import random
 from pathlib import Path
 
 # %% ../nbs/api/10_resume.ipynb #8b3c5dd8
+from .files import atomic_path
+from .settings import set_seeds
+
+# %% ../nbs/api/10_resume.ipynb #6949fb7c
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import fit_one_cycle
 from fastai.learner import Learner
 from fastcore.basics import patch
-from .files import atomic_path
-from .settings import set_seeds
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 

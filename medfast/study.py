@@ -26,7 +26,7 @@ from .files import RunFolder, atomic_path, sha256
 from .report import write_report
 from .settings import Settings, load_settings, set_seeds
 from .simulate import embedded_study
-from .split import split_catalog, split_hash, split_summary
+from .split import audit_leakage, split_catalog, split_hash, split_summary
 
 # %% ../nbs/api/17_study.ipynb #92f9f2cd
 class StudyError(ValueError):
@@ -39,9 +39,11 @@ def study_catalog(
     data, # A DMR-IR folder
     seed  # Seed of the split
 )->tuple: # The split catalog, and how many images each rule left out
-    "Read, select and split a thermogram study by patient. Raises `CatalogError` or `SplitError`."
+    "Read, select, split by patient, and look for the same bytes on two sides. Raises `CatalogError`, `SplitError` or `LeakageError`."
     catalog,counts = select(dmr_catalog(data), DMR_RULES)
-    return add_ranges(split_catalog(catalog, **PARTS, by='patient', seed=seed)), counts
+    catalog = split_catalog(catalog, **PARTS, by='patient', seed=seed)
+    audit_leakage(catalog)
+    return add_ranges(catalog).assign(sha256=[sha256(o) for o in catalog.path]), counts
 
 # %% ../nbs/api/17_study.ipynb #a15b82ae
 def _train(learn, run, settings):
@@ -151,14 +153,16 @@ def _run_folder(run, settings, name, pretrained):
 
 # %% ../nbs/api/17_study.ipynb #f0345076
 def _keep_split(run, catalog, root):
-    "Write the manifest of the split, or check that it is still the same."
+    "Write the manifest of the split, or check that images, their bytes and the split are still the same."
+    files = sha256('\n'.join(sorted(catalog.sha256)).encode())
     if run.done('split'):
-        if run.load_json('split.json')['hash'] != split_hash(catalog):
+        card = run.load_json('split.json')
+        if (card['hash'], card['files']) != (split_hash(catalog), files):
             raise StudyError(f'The images or their split changed since {run.path.name} was begun. Restore them, or begin a new run.')
         return
     run.save_table('split.csv', catalog.assign(path=[Path(o).relative_to(root).as_posix() for o in catalog.path]))
     split_summary(catalog).to_csv(run/'split_summary.csv')
-    run.save_json('split.json', dict(hash=split_hash(catalog), by='patient', order='split by patient, then train', **PARTS))
+    run.save_json('split.json', dict(hash=split_hash(catalog), files=files, by='patient', order='split by patient, then train', **PARTS))
     run.mark('split')
 
 # %% ../nbs/api/17_study.ipynb #c8ca9049
@@ -177,6 +181,12 @@ def _results(learn, run, catalog, counts, root, data, settings):
         arch=settings.arch, weights=learn.weights, n_parameters=sum(o.numel() for o in learn.model.parameters()), recipe=_recipe(learn, settings),
         seconds=run.load_json('seconds.json'), controls=_controls(catalog, run), test_openings=run.test_openings,
         versions=_versions(), seed=settings.seed, command=_command(data, settings))
+
+# %% ../nbs/api/17_study.ipynb #cd42e864
+def _check_network(arch, pretrained):
+    "An unknown name, or weights that are asked for and not to be had, are refused before any work."
+    from medfast.models import find_weights
+    find_weights(arch, pretrained)
 
 # %% ../nbs/api/17_study.ipynb #aee2b580
 def _fit_and_predict(learn, run, settings, root):
@@ -200,6 +210,7 @@ def run_study(
 )->RunFolder:  # Holds report.html, results.json and all the rest
     "Read, split by patient, train, predict, evaluate, compare with metadata, report. A second call goes on, or returns at once."
     settings = settings or load_settings()
+    _check_network(settings.arch, pretrained)
     root = Path(data) if data else embedded_study(settings.with_(n_patients=settings.run_patients, n_frames=settings.run_frames))
     run = _run_folder(run, settings, root.name, pretrained)
     if run.done('report'): return run

@@ -50,11 +50,8 @@ def test_readme_names_every_command():
 
 @pytest.mark.parametrize('name', PROJECT['project']['scripts'])
 def test_commands_answer_to_help(name):
-    module, function = PROJECT['project']['scripts'][name].split(':')
-    code = f'import sys; sys.argv = ["{name}", "--help"]; from {module} import {function}; {function}()'
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([Path(sys.executable).parent/name, '--help'], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and 'usage:' in done.stdout, done.stderr
-    assert 'torch' not in done.stderr
 
 
 def test_light_modules_do_not_load_torch():

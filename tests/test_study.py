@@ -13,6 +13,7 @@ from medfast.catalog import CatalogError
 from medfast.files import RunFolder
 from medfast.settings import load_settings
 from medfast.simulate import simulate_study
+from medfast.split import LeakageError
 from medfast.study import StudyError, run_command, run_study
 
 
@@ -78,10 +79,22 @@ def test_data_that_changed_is_refused(data, settings, tmp_path):
     with pytest.MonkeyPatch.context() as m:
         m.setattr(Checkpoint, 'before_epoch', lambda self: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt): run_study(copy, settings=settings, run=tmp_path/'run', pretrained=False, progress=False)
-    sick = sorted((copy/'txt').iterdir())[0]
-    sick.write_bytes(sorted((copy/'txt').iterdir())[1].read_bytes())
-    with pytest.raises((StudyError, ValueError)) as e: run_study(copy, settings=settings, run=tmp_path/'run', pretrained=False, progress=False)
-    assert 'changed' in str(e.value) or 'same' in str(e.value)
+    fn = sorted((copy/'txt').iterdir())[0]
+    text = fn.read_bytes()
+    fn.write_bytes(text.replace(b'2', b'3', 1))
+    with pytest.raises(StudyError, match='changed since'): run_study(copy, settings=settings, run=tmp_path/'run', pretrained=False, progress=False)
+    fn.write_bytes(text)
+    run_study(copy, settings=settings, run=tmp_path/'run', pretrained=False, progress=False)
+
+
+def test_the_same_picture_on_two_sides_is_refused(data, settings, whole, tmp_path):
+    import shutil
+    copy = tmp_path/'copy'
+    shutil.copytree(data, copy)
+    split = whole.load_table('split.csv')
+    here, there = (split[split.split == part].path.iloc[0] for part in ('train', 'test'))
+    (copy/there).write_bytes((copy/here).read_bytes())
+    with pytest.raises(LeakageError, match='same bytes'): run_study(copy, settings=settings, run=tmp_path/'run', pretrained=False, progress=False)
 
 
 def test_a_folder_without_matrices_is_refused(tmp_path, settings):
@@ -93,6 +106,7 @@ def test_a_folder_without_matrices_is_refused(tmp_path, settings):
     (dict(arch='resnet1000'), 'resnet'), (dict(profile='fast'), 'quick'), (dict(weights='good'), 'cached'), (dict(data='nowhere'), 'no such folder')])
 def test_the_command_meets_wrong_input_with_a_sentence(given, said, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('MEDFAST_RUNS', str(tmp_path/'runs'))
     with pytest.raises(SystemExit) as e: run_command(**dict(dict(data=str(data)), **given))
     assert said in str(e.value) and str(e.value).startswith('medfast-run:')
 
