@@ -248,8 +248,9 @@ def run_command(
         if weights not in WEIGHTS: raise StudyError(f'--weights {weights}: choose one of {", ".join(WEIGHTS)}.')
         if data and not Path(data).is_dir(): raise StudyError(f'--data {data}: there is no such folder. Give the folder that holds the matrices and the table of patients.')
         settings = load_settings(profile=profile, **(dict(arch=arch) if arch else {}))
-        print(f'Thermogram study: {Path(data).name if data else "simulated"}, {settings.arch}, profile {settings.profile}, seed {settings.seed}.', flush=True)
-        print(_summary(run_study(data, settings=settings, run=run, pretrained=WEIGHTS[weights])))
+        sys.stdout.write(f'Thermogram study: {Path(data).name if data else "simulated"}, {settings.arch}, profile {settings.profile}, seed {settings.seed}.\n')
+        sys.stdout.flush()
+        sys.stdout.write(_summary(run_study(data, settings=settings, run=run, pretrained=WEIGHTS[weights])) + '\n')
     except KeyboardInterrupt: sys.exit('\nStopped. The same command goes on where it was stopped.')
     except (ValueError, OSError) as e: sys.exit(f'medfast-run: {e}')
 
