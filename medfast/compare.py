@@ -7,7 +7,6 @@ __all__ = ['STUDY_ARCHITECTURES', 'CompareError', 'Comparison', 'compare']
 
 # %% ../nbs/api/13_compare.ipynb #21ab695f
 import re
-import time
 from dataclasses import dataclass
 
 # %% ../nbs/api/13_compare.ipynb #1e250ec5
@@ -15,9 +14,10 @@ import pandas as pd
 from .evaluate import Predictions, confusion, evaluate
 from fastcore.basics import patch
 from .files import RunFolder
-from .models import count_parameters, medical_learner
+from .models import medical_learner
 from .predictions import predictions
 from .resume import fit_resumable
+from .split import split_hash
 
 # %% ../nbs/api/13_compare.ipynb #072dd5b9
 class CompareError(ValueError):
@@ -31,25 +31,32 @@ STUDY_ARCHITECTURES = pd.DataFrame(
 
 # %% ../nbs/api/13_compare.ipynb #8ace8e61
 def _learner(dls, arch, seed, n_epoch, lr_max, pretrained, run):
-    "A learner of `arch`, trained or loaded from its finished training in `run`."
+    "A learner of `arch`, trained or loaded from its finished training in `run`, and its history."
     learn = medical_learner(dls, arch, pretrained=pretrained, seed=seed)
     learn.unfreeze()
-    learn.fit_resumable(n_epoch, lr_max, run/f'{arch}-seed{seed}.safetensors', seed=seed)
-    return learn
+    return learn, learn.fit_resumable(n_epoch, lr_max, run/f'{arch}-seed{seed}.safetensors', seed=seed)
 
 # %% ../nbs/api/13_compare.ipynb #6c8de572
 def _row(dls, arch, seed, run, fit):
     "Train `arch` once, or read what it gave: its facts, and its predictions for the validation part."
     name = f'{arch}-seed{seed}'
     if not run.done(name):
-        start = time.time()
-        learn = _learner(dls, arch, seed, *fit, run)
-        seconds = time.time() - start
+        learn,history = _learner(dls, arch, seed, *fit, run)
         learn.predictions(1).save(run/f'{name}-valid.csv')
         parameters = sum(o.numel() for o in learn.model.parameters())
-        run.save_json(f'{name}.json', dict(arch=arch, seed=seed, weights=learn.weights, parameters=parameters, seconds=round(seconds, 1)))
+        run.save_json(f'{name}.json', dict(arch=arch, seed=seed, weights=learn.weights, parameters=parameters, seconds=round(history.time.sum(), 1)))
         run.mark(name)
     return run.load_json(f'{name}.json'), Predictions.load(run/f'{name}-valid.csv')
+
+# %% ../nbs/api/13_compare.ipynb #1883746a
+def _claim(dls, run, fit):
+    "Write what this comparison is, or check that `run` holds the same one."
+    card = dict(split=split_hash(pd.concat(dls.catalogs.values())), bs=dls.bs, shape=list(dls.valid.one_batch()[0].shape[1:]),
+        n_epoch=fit[0], lr_max=str(fit[1]), pretrained=fit[2])
+    if not (run/'comparison.json').exists(): return run.save_json('comparison.json', card)
+    found = run.load_json('comparison.json')
+    other = [f'{k} {found.get(k)!r} instead of {v!r}' for k,v in card.items() if found.get(k) != v]
+    if other: raise CompareError(f'{run.path.name} holds another comparison: {"; ".join(other)}. Name another folder.')
 
 # %% ../nbs/api/13_compare.ipynb #2130a74d
 def _measured(facts, preds):
@@ -68,13 +75,14 @@ class Comparison:
     rows:pd.DataFrame  # One row for each architecture and seed
     @property
     def table(self):
-        "Means over seeds, ordered as given and not by rank, beside the study's accuracy."
+        "Means over seeds, and over seeds the outermost limits; ordered as given and not by rank, beside the study's accuracy."
         by = self.rows.groupby('arch', sort=False)
-        mean = by[['parameters', 'seconds', 'accuracy by image', 'accuracy by patient', 'low', 'high', 'patients']].mean()
-        spread = by['accuracy by patient'].agg(lambda o: o.max() - o.min()).rename('range over seeds')
-        printed = STUDY_ARCHITECTURES.printed.rename('study, by image')
-        mean = mean.astype(dict(parameters=int, patients=int))
-        return mean.assign(seeds=by.size(), **{spread.name: spread, 'confusion': by.confusion.first(), 'weights': by.weights.first()}).reset_index().join(printed, on='arch')
+        several = lambda o: o.iloc[0] if len(o) == 1 else o.tolist()
+        table = by[['parameters', 'seconds', 'accuracy by image', 'accuracy by patient', 'patients']].mean().astype(dict(parameters=int, patients=int))
+        table = table.assign(low=by.low.min(), high=by.high.max(), seeds=by.seed.agg(several),
+            **{'range over seeds': by['accuracy by patient'].agg(lambda o: o.max() - o.min())}, confusion=by.confusion.agg(several),
+            weights=by.weights.agg(lambda o: '; '.join(dict.fromkeys(o))))
+        return table.reset_index().join(STUDY_ARCHITECTURES.printed.rename('study, by image'), on='arch')
     def _repr_html_(self): return self.table.to_html(index=False, float_format='{:.3f}'.format, na_rep='')
 
 # %% ../nbs/api/13_compare.ipynb #a6c97e59
@@ -89,6 +97,7 @@ def compare(
 )->Comparison: # Its `table` stands beside the study's numbers
     "Train each architecture in the same way and measure it on the validation part."
     run,fit = run if isinstance(run, RunFolder) else RunFolder(run), (n_epoch, lr_max, pretrained)
+    _claim(dls, run, fit)
     rows = [_measured(*_row(dls, arch, seed, run, fit)) for arch in archs for seed in seeds]
     return Comparison(dls, run, fit, pd.DataFrame(rows))
 
@@ -114,11 +123,15 @@ def best(self:Comparison,
 def test_once(self:Comparison,
     arch=None # The chosen architecture; None: `best()`
 )->Predictions: # Of the test part
-    "Open the test set for one architecture. A second call, for any architecture, raises `CompareError`."
-    if self.run.test_openings: raise CompareError(f'The test set of {self.run.path.name} has been opened: {self.run.state["test_openings"]}. A second look would be a choice by the test set.')
+    "Open the test set for one architecture. A second look, at any architecture, raises `CompareError`; one that was interrupted goes on."
+    if len(self.dls.loaders) < 3: raise CompareError('These DataLoaders have no test part. Split with test=... before comparing.')
     arch = arch or self.best()
-    learn = _learner(self.dls, arch, int(self.rows.seed.iloc[0]), *self.fit, self.run)
-    self.run.open_test(f'{arch}, chosen on the validation part')
+    why,opened = f'{arch}, chosen on the validation part', self.run.state['test_openings']
+    if opened and (opened != [why] or (self.run/'predictions-test.csv').exists()):
+        raise CompareError(f'The test set of {self.run.path.name} has been opened: {"; ".join(opened)}. A second look would be a choice by the test set.')
+    _claim(self.dls, self.run, self.fit)
+    learn,_ = _learner(self.dls, arch, int(self.rows.seed.iloc[0]), *self.fit, self.run)
+    if not opened: self.run.open_test(why)
     preds = learn.predictions(2)
     preds.save(self.run/'predictions-test.csv')
     return preds

@@ -262,7 +262,7 @@ def study_dls(
     _check_options(size, bs, low, high)
     parts,classes = _checked(catalog)
     n = len(parts['train'])
-    if drop_last and n < bs: raise LoaderError(f'bs = {bs}, but train has {n} images. Choose a smaller bs, or drop_last=False.')
+    if drop_last and n < bs: raise LoaderError(f'bs = {bs}, but train has {n} images. Choose a smaller bs (for a command MEDFAST_BS=8), or drop_last=False.')
     reader = ReadImage(size, low, high, cache)
     if n_workers and cache: _read_all(parts, reader)
     with no_random(seed):

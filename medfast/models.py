@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import logging
 import os
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -273,8 +274,15 @@ def _quiet(learn):
     "Bars and tables only where somebody can see them; a log file gets one line an epoch, a test nothing."
     if watched(): return learn
     if hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
-    if os.environ.get('IN_TEST'): learn.logger = noop
+    learn.logger = noop if os.environ.get('IN_TEST') else partial(_log_epoch, learn)
     return learn
+
+# %% ../nbs/api/08_models.ipynb #07817493
+def _log_epoch(learn, row):
+    "One line of a log for one epoch."
+    named = zip(learn.recorder.metric_names[1:], row[1:])
+    sys.stdout.write(f'epoch {row[0] + 1} of {learn.n_epoch}: ' + ', '.join(f'{k} {v:.4f}' if isinstance(v, float) else f'{k} {v}' for k,v in named) + '\n')
+    sys.stdout.flush()
 
 # %% ../nbs/api/08_models.ipynb #5e10b821
 def medical_learner(

@@ -9,6 +9,7 @@ __all__ = ['ResumeError', 'Checkpoint']
 import hashlib
 import json
 import random
+import time
 from pathlib import Path
 
 # %% ../nbs/api/10_resume.ipynb #8b3c5dd8
@@ -92,6 +93,7 @@ class Checkpoint(Callback):
     ): self.path,self.facts,self.rows,self.smooth = Path(path),facts,list(rows),smooth
 
     def before_epoch(self):
+        self.start = time.monotonic()
         if self.epoch < len(self.rows): return
         if self.smooth: self.recorder.smooth_loss.val,self.recorder.smooth_loss.count = torch.tensor(self.smooth[0]),self.smooth[1]
         seed = self.facts['seed'] + 1000*(self.epoch + 1)
@@ -102,7 +104,7 @@ class Checkpoint(Callback):
         if self.epoch < len(self.rows): return
         self.smooth = float(self.recorder.smooth_loss.val), self.recorder.smooth_loss.count
         names,values = self.recorder.metric_names[1:-1], self.recorder.values[-1]
-        self.rows.append(dict(epoch=self.epoch, **{k: float(v) for k,v in zip(names, values)}))
+        self.rows.append(dict(epoch=self.epoch, **{k: float(v) for k,v in zip(names, values)}, time=time.monotonic() - self.start))
         _save(self.learn, self.path, dict(self.facts, rows=self.rows, smooth=self.smooth), self.epoch == self.n_epoch - 1)
 
 # %% ../nbs/api/10_resume.ipynb #6680cac5
@@ -113,7 +115,7 @@ def fit_resumable(self:Learner,
     path,     # The checkpoint, a .safetensors file
     *, seed=42, # Seed of the training
     cbs=None  # More callbacks
-)->pd.DataFrame: # History: epoch, train_loss, valid_loss and the metrics
+)->pd.DataFrame: # History: epoch, train_loss, valid_loss, the metrics, and the seconds that an epoch took (time)
     "`fit_one_cycle` that goes on where it was stopped, to the same numbers bit for bit. Raises `ResumeError`."
     path,facts = Path(path), dict(n_epoch=n_epoch, lr_max=str(lr_max), seed=seed, parameters=sum(p.numel() for p in self.model.parameters()))
     self.create_opt()

@@ -32,7 +32,8 @@ PROFILES = ('quick', 'full')
 class Settings:
     "The knobs of the workbook. Temperatures in °C, image size in pixels, rates as fastai takes them."
     profile:str = 'quick'        # 'quick' (minutes, two cores) or 'full' (the sizes of the studies)
-    data:Path = Path('data')     # Folder of data sets; embedded studies are simulated into its folder `simulated`
+    data:Path = Path('data')     # Folder of data sets, only read
+    simulated:Path = Path('data/simulated') # Where embedded studies are written
     runs:Path = Path('runs')     # Folder that holds one folder a run
     image_size:int = 96          # Side of the square that a network sees, in pixels
     bs:int = 16                  # Images a batch
@@ -130,7 +131,7 @@ def _absolute(settings, fn, env, knobs):
     "`settings` with absolute folders: those of the file are relative to it, the others to the working folder."
     home = fn.resolve().parent if fn else Path.cwd()
     folder = lambda name: Path.cwd() if name in env or name in knobs else home
-    return replace(settings, **{k: (folder(k)/getattr(settings, k)).resolve() for k in ('data', 'runs')})
+    return replace(settings, **{k: (folder(k)/getattr(settings, k)).resolve() for k in ('data', 'simulated', 'runs')})
 
 # %% ../nbs/api/00_settings.ipynb #73aab4cd
 def set_seeds(

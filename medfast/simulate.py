@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import zipfile
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -549,13 +550,15 @@ def simulate_command(
     "Simulate a thermogram study in DMR-IR's format."
     try: simulate_study(dest, n_patients=n_patients, n_frames=n_frames, signal=not no_signal, site_shift=site_shift,
         marker=marker, seed=seed, n_workers=n_workers)
+    except KeyboardInterrupt: raise SystemExit('\nStopped. The same command goes on where it was stopped.') from None
     except (SimulationError, OSError) as e: raise SystemExit(f'medfast-simulate: {e}') from None
+    sys.stdout.write(f'{n_patients} patients with {n_frames} frames each in {dest}\n')
 
 # %% ../nbs/api/03_simulate.ipynb #5ec1dbf9
 def embedded_study(
     settings # Knobs: folder of data, number of patients and frames, seed
 )->Path:     # The folder of the study
-    "The simulated study of the workbook, made on first use in `settings.data/simulated` and reused after."
+    "The simulated study of the workbook, made on first use in `settings.simulated` and reused after."
     s = settings
-    return simulate_study(s.data/'simulated'/f'thermograms-{s.n_patients}x{s.n_frames}-seed{s.seed}',
+    return simulate_study(s.simulated/f'thermograms-{s.n_patients}x{s.n_frames}-seed{s.seed}',
         n_patients=s.n_patients, n_frames=s.n_frames, seed=s.seed)

@@ -9,7 +9,6 @@ __all__ = ['PARTS', 'PACKAGES', 'GALLERIES', 'WEIGHTS', 'StudyError', 'study_cat
 import json
 import platform
 import sys
-import time
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +21,7 @@ from fastcore.script import call_parse
 from .catalog import DMR_RULES, add_ranges, dmr_catalog, plot_classes, select
 from .controls import metadata_control
 from .evaluate import Predictions, evaluate, paired_gain, plot_confusion_matrix, plot_history, plot_roc
-from .files import RunFolder, atomic_path, sha256
+from .files import RunFolder, atomic_path, read_json, sha256, write_json
 from .report import write_report
 from .settings import Settings, load_settings, set_seeds
 from .simulate import embedded_study
@@ -45,14 +44,23 @@ def study_catalog(
     audit_leakage(catalog)
     return add_ranges(catalog).assign(sha256=[sha256(o) for o in catalog.path]), counts
 
+# %% ../nbs/api/17_study.ipynb #ff1998a3
+def _relative(catalog, root):
+    "`catalog` with paths from the folder of data on: where somebody keeps it is nobody's business."
+    return catalog.assign(path=[Path(o).relative_to(root).as_posix() for o in catalog.path])
+
 # %% ../nbs/api/17_study.ipynb #a15b82ae
+def _trainings(learn, settings):
+    "The parts of the training: name, epochs, largest rate."
+    if not learn.pretrained: return [('all', settings.epochs, settings.lr)]
+    head = max(1, settings.epochs//2)
+    return [('head', head, settings.lr), ('all', max(1, settings.epochs - head), slice(settings.lr/100, settings.lr/5))]
+
+# %% ../nbs/api/17_study.ipynb #7ba256e9
 def _train(learn, run, settings):
-    "Train in one or two parts; returns the history of all epochs."
-    pretrained,n = learn.pretrained, settings.epochs
-    parts = [('head', n//2, settings.lr), ('all', n - n//2, slice(settings.lr/100, settings.lr/5))] if pretrained else [('all', n, settings.lr)]
+    "Train part by part, each one cycle that goes on where it was stopped; returns the history of all epochs."
     rows = []
-    for name,epochs,lr in parts:
-        if not epochs: continue
+    for name,epochs,lr in _trainings(learn, settings):
         learn.freeze() if name == 'head' else learn.unfreeze()
         rows.append(learn.fit_resumable(epochs, lr, run/f'training-{name}.safetensors', seed=settings.seed).assign(part=name))
     history = pd.concat(rows, ignore_index=True)
@@ -72,8 +80,9 @@ def _learner(catalog, settings, pretrained):
 # %% ../nbs/api/17_study.ipynb #bb668f70
 def _recipe(learn, settings):
     "The training in a sentence."
-    first = f'head {settings.epochs//2} epochs at {settings.lr:g}, then all layers' if learn.pretrained else 'all layers'
-    return f'{learn.recipe}: {first} to epoch {settings.epochs}, one cycle, batch {settings.bs}, {settings.image_size} pixels, rotation, zoom, flip and lighting'
+    rates = lambda lr: f'{lr.start:g} to {lr.stop:g}' if isinstance(lr, slice) else f'{lr:g}'
+    parts = '; then '.join(f'{dict(head="the head alone", all="all layers")[name]}: one cycle of {n} epochs, largest rate {rates(lr)}' for name,n,lr in _trainings(learn, settings))
+    return f'{learn.recipe} recipe. {parts}. Batches of {settings.bs}, {settings.image_size} pixels, random rotation, zoom, flip and lighting'
 
 # %% ../nbs/api/17_study.ipynb #408390e5
 @contextmanager
@@ -82,11 +91,24 @@ def _silent(learn):
     with learn.no_bar(), learn.no_logging(): yield
 
 # %% ../nbs/api/17_study.ipynb #894f48da
+def _note_opening(run):
+    "Note beside the runs that this run has opened its test set."
+    notes,key = run.path.parent/'test-openings.json', run.load_json('split.json')['hash']
+    seen = read_json(notes) if notes.exists() else {}
+    write_json(notes, {**seen, key: [*seen.get(key, []), run.path.name]})
+
+def _other_openings(run):
+    "How often other runs in the same folder of runs have opened the same test set."
+    notes,key = run.path.parent/'test-openings.json', run.load_json('split.json')['hash']
+    return sum(o != run.path.name for o in read_json(notes).get(key, [])) if notes.exists() else 0
+
+# %% ../nbs/api/17_study.ipynb #7f46c270
 def _predict(learn, run, root):
     "Predictions of the validation and the test part, each one pass, each kept as csv."
     import medfast.predictions
     learn.predictions(1, folder=root).save(run/'predictions-valid.csv')
     run.open_test('the model at the end of its training')
+    _note_opening(run)
     learn.predictions(2, folder=root).save(run/'predictions-test.csv')
 
 # %% ../nbs/api/17_study.ipynb #09dc42f1
@@ -95,9 +117,9 @@ def _measures(preds):
     return evaluate(preds).to_dict('index')
 
 # %% ../nbs/api/17_study.ipynb #5c890fc3
-def _controls(catalog, run):
+def _controls(catalog, run, root):
     "A logistic regression on file metadata alone, on the same split, beside the model."
-    control = metadata_control(catalog)
+    control = metadata_control(_relative(catalog, root))
     preds = {part: Predictions.load(run/f'predictions-{part}.csv') for part in PARTS}
     for part in PARTS: control[part].save(run/f'control-metadata-{part}.csv')
     return [dict(name='metadata', features=['patient number', 'format', 'minimum', 'maximum'],
@@ -126,76 +148,84 @@ def _keep(run, name, drawn):
     plt.close(fig)
 
 # %% ../nbs/api/17_study.ipynb #298a7e01
-GALLERIES = ('most correct', 'most incorrect', 'most uncertain')
+GALLERIES = (('correct', None), ('incorrect', None), ('most correct', 0), ('most correct', -1), ('most incorrect', 0), ('most incorrect', -1), ('most uncertain', None))
 
-def _figures(learn, catalog, history, run, root):
+def _figures(learn, catalog, history, run, root, settings):
     "The figures of the report."
     from medfast.interpret import pick, plot_cam, plot_gallery
     valid,test = (Predictions.load(run/f'predictions-{part}.csv') for part in PARTS)
     _keep(run, 'classes', plot_classes(catalog))
-    _keep(run, 'history', plot_history(history.drop(columns='part')))
+    _keep(run, 'history', plot_history(history.drop(columns=['part', 'time'], errors='ignore')))
     _keep(run, 'confusion-test', plot_confusion_matrix(test))
     _keep(run, 'roc-test', plot_roc(test))
-    for which in GALLERIES: _keep(run, f'gallery-{which.replace(" ", "-")}', plot_gallery(valid, which, names=False, once=True, folder=root))
+    for which,label in GALLERIES:
+        shown = plot_gallery(valid, which, label=None if label is None else valid.classes[label], names=False, once=True, folder=root, low=settings.low, high=settings.high)
+        _keep(run, f'gallery-{which.replace(" ", "-")}' + ('' if label is None else f'-{valid.classes[label]}'), shown)
     sick = pick(valid, 'most correct', n=1, label=valid.classes[-1])
     if len(sick): _keep(run, 'grad-cam', plot_cam(learn, root/sick.item.iloc[0]))
 
 # %% ../nbs/api/17_study.ipynb #af0acb35
-def _run_folder(run, settings, name, pretrained):
-    "The folder of this run; a folder of other settings is refused."
-    wanted = {k: v for k,v in vars(settings).items() if k not in ('data', 'runs')} | dict(study=name, pretrained=pretrained)
-    key = sha256(json.dumps(wanted, sort_keys=True).encode())[:8]
+def _run_folder(run, settings, name, weights, files):
+    "The folder of this run; a folder of other settings, weights or data is refused."
+    wanted = {k: v for k,v in vars(settings).items() if k not in ('data', 'simulated', 'runs')} | dict(study=name, weights=weights)
+    key = sha256(json.dumps([wanted, files], sort_keys=True).encode())[:8]
     run = RunFolder(run or settings.runs/f'{name}-{settings.arch}-{key}')
     if not (run/'settings.json').exists(): run.save_json('settings.json', wanted)
-    if run.load_json('settings.json') != wanted:
-        raise StudyError(f'The folder {run.path.name} holds a run with other settings. Name another folder, or leave `run` out to get one.')
+    other = [f'{k} {v!r} instead of {wanted.get(k)!r}' for k,v in run.load_json('settings.json').items() if v != wanted.get(k)]
+    if other: raise StudyError(f'The folder {run.path.name} holds a run with other settings ({"; ".join(other)}). Name another folder, or leave `run` out to get one.')
     return run
 
 # %% ../nbs/api/17_study.ipynb #f0345076
+def _fingerprint(catalog):
+    "One checksum for the bytes of all images."
+    return sha256('\n'.join(sorted(catalog.sha256)).encode())
+
+# %% ../nbs/api/17_study.ipynb #c8ca9049
 def _keep_split(run, catalog, root):
     "Write the manifest of the split, or check that images, their bytes and the split are still the same."
-    files = sha256('\n'.join(sorted(catalog.sha256)).encode())
+    files = _fingerprint(catalog)
     if run.done('split'):
         card = run.load_json('split.json')
         if (card['hash'], card['files']) != (split_hash(catalog), files):
             raise StudyError(f'The images or their split changed since {run.path.name} was begun. Restore them, or begin a new run.')
         return
-    run.save_table('split.csv', catalog.assign(path=[Path(o).relative_to(root).as_posix() for o in catalog.path]))
+    run.save_table('split.csv', _relative(catalog, root))
     split_summary(catalog).to_csv(run/'split_summary.csv')
     run.save_json('split.json', dict(hash=split_hash(catalog), files=files, by='patient', order='split by patient, then train', **PARTS))
     run.mark('split')
 
-# %% ../nbs/api/17_study.ipynb #c8ca9049
-def _command(data, settings):
-    "The command that repeats the run; the folder's path stays private."
-    defaults = load_settings(profile=settings.profile)
-    knobs = [f'MEDFAST_{k.upper()}={v}' for k,v in vars(settings).items() if k not in ('data', 'runs', 'profile', 'arch') and v != getattr(defaults, k)]
-    return ' '.join([*knobs, 'medfast-run', *(['--data', 'DIR'] if data else []), '--profile', settings.profile, '--arch', settings.arch])
-
 # %% ../nbs/api/17_study.ipynb #39f6666c
-def _results(learn, run, catalog, counts, root, data, settings):
+WEIGHTS = dict(cached=None, download=True, random=False)
+
+def _command(data, settings, pretrained):
+    "The command that repeats the run, with every knob that is not its default; the folder's path stays private."
+    fixed = ('data', 'simulated', 'runs', 'profile', 'arch')
+    knobs = [f'MEDFAST_{k.upper()}={v}' for k,v in vars(settings).items() if k not in fixed and (v != getattr(Settings(), k) or settings.profile != 'quick')]
+    given = {o: name for name,o in WEIGHTS.items()}[pretrained]
+    return ' '.join([*knobs, 'medfast-run', *(['--data', 'DIR'] if data else []), '--profile', settings.profile, '--arch', settings.arch, '--weights', given])
+
+# %% ../nbs/api/17_study.ipynb #992a8cb0
+def _results(learn, run, catalog, counts, root, settings, command):
     "Everything that the report says in numbers."
     parts = {part: _measures(Predictions.load(run/f'predictions-{part}.csv')) for part in PARTS}
     kind = 'simulated' if (root/'simulation.json').exists() else 'DMR-IR'
     return dict(study=f'Breast thermograms ({kind})', data=_facts(catalog, counts, root), split=run.load_json('split.json'), **parts,
         arch=settings.arch, weights=learn.weights, n_parameters=sum(o.numel() for o in learn.model.parameters()), recipe=_recipe(learn, settings),
-        seconds=run.load_json('seconds.json'), controls=_controls(catalog, run), test_openings=run.test_openings,
-        versions=_versions(), seed=settings.seed, command=_command(data, settings))
+        seconds=round(run.load_table('history.csv').time.sum(), 1), controls=_controls(catalog, run, root), test_openings=run.test_openings, other_openings=_other_openings(run),
+        versions=_versions(), seed=settings.seed, command=command)
 
 # %% ../nbs/api/17_study.ipynb #cd42e864
-def _check_network(arch, pretrained):
-    "An unknown name, or weights that are asked for and not to be had, are refused before any work."
+def _weights(arch, pretrained):
+    "What `pretrained` means on this machine: the name of the weights, or 'random'. Raises for an unknown network before any work."
     from medfast.models import find_weights
-    find_weights(arch, pretrained)
+    return find_weights(arch, pretrained)[1] or 'random'
 
 # %% ../nbs/api/17_study.ipynb #aee2b580
 def _fit_and_predict(learn, run, settings, root):
     "Train, or go on; then predict both held-out parts, once."
-    start,history = time.time(), _train(learn, run, settings)
+    history = _train(learn, run, settings)
     run.save_table('history.csv', history)
     if run.done('predict'): return history
-    before = run.load_json('seconds.json') if (run/'seconds.json').exists() else 0
-    run.save_json('seconds.json', round(before + time.time() - start, 1))
     with learn.no_bar(): _predict(learn, run, root)
     run.mark('predict')
     return history
@@ -210,16 +240,16 @@ def run_study(
 )->RunFolder:  # Holds report.html, results.json and all the rest
     "Read, split by patient, train, predict, evaluate, compare with metadata, report. A second call goes on, or returns at once."
     settings = settings or load_settings()
-    _check_network(settings.arch, pretrained)
+    weights = _weights(settings.arch, pretrained)
     root = Path(data) if data else embedded_study(settings.with_(n_patients=settings.run_patients, n_frames=settings.run_frames))
-    run = _run_folder(run, settings, root.name, pretrained)
-    if run.done('report'): return run
     catalog,counts = study_catalog(root, settings.seed)
+    run = _run_folder(run, settings, root.name, weights, _fingerprint(catalog))
     _keep_split(run, catalog, root)
+    if run.done('report'): return run
     learn = _learner(catalog, settings, pretrained)
     with nullcontext() if progress else _silent(learn): history = _fit_and_predict(learn, run, settings, root)
-    run.save_json('results.json', _results(learn, run, catalog, counts, root, data, settings))
-    _figures(learn, catalog, history, run, root)
+    run.save_json('results.json', _results(learn, run, catalog, counts, root, settings, _command(data, settings, pretrained)))
+    _figures(learn, catalog, history, run, root, settings)
     write_report(run)
     run.mark('report')
     return run
@@ -248,11 +278,9 @@ def run_command(
         if weights not in WEIGHTS: raise StudyError(f'--weights {weights}: choose one of {", ".join(WEIGHTS)}.')
         if data and not Path(data).is_dir(): raise StudyError(f'--data {data}: there is no such folder. Give the folder that holds the matrices and the table of patients.')
         settings = load_settings(profile=profile, **(dict(arch=arch) if arch else {}))
+        if run: RunFolder(run)
         sys.stdout.write(f'Thermogram study: {Path(data).name if data else "simulated"}, {settings.arch}, profile {settings.profile}, seed {settings.seed}.\n')
         sys.stdout.flush()
         sys.stdout.write(_summary(run_study(data, settings=settings, run=run, pretrained=WEIGHTS[weights])) + '\n')
     except KeyboardInterrupt: sys.exit('\nStopped. The same command goes on where it was stopped.')
     except (ValueError, OSError) as e: sys.exit(f'medfast-run: {e}')
-
-# %% ../nbs/api/17_study.ipynb #732c2dcf
-WEIGHTS = dict(cached=None, download=True, random=False)

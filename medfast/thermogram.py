@@ -566,6 +566,7 @@ def convert_command(
     "Convert a folder of temperature matrices to images on a fixed scale; what was refused, and why, stands in DEST/manifest.csv."
     try: table = convert_thermograms(src, dest, low=low, high=high, cmap=cmap, bits=bits, study=study, ending=ending,
                                      suffix=suffix, n_workers=n_workers, progress=not quiet)
+    except KeyboardInterrupt: return _leave('Stopped. The same command goes on where it was stopped.\n', 130)
     except (FilesError, ThermogramError) as e: return _leave(f'{e}\n', 2)
     if not quiet: sys.stdout.write('\n')
     refused = table[table.status == 'refused']

@@ -95,6 +95,11 @@ def test_chapters_export_nothing_and_have_exercises():
         for i in solutions: assert re.search(r'\b(assert|test_\w+)\b', texts[i + 1]), f'{fn.name}, cell {i}: a solution without a check'
 
 
+def test_nothing_is_left_to_be_filled_in():
+    left = [(fn.name, m[0]) for fn in NOTEBOOKS for c in cells(fn) if (m := re.search(r'RESULT_TABLE|TODO|FIXME|XXX', source(c)))]
+    assert left == []
+
+
 def test_links_between_notebooks_lead_somewhere():
     broken = [(fn.name, o) for fn in NOTEBOOKS for c in cells(fn) if c['cell_type'] == 'markdown'
               for o in re.findall(r'\]\((?!http)([^)#\s]+)', source(c)) if not (fn.parent/o).exists()]

@@ -223,7 +223,7 @@ def test_an_error_in_a_thread_comes_out_and_stops_the_rest(tmp_path, monkeypatch
     assert len(calls) < 30 and not read_json(tmp_path/'s/simulation.json')['complete']
 
 
-def _embedded(data): return embedded_study(Settings(data=data, n_patients=4, n_frames=2))
+def _embedded(data): return embedded_study(Settings(simulated=data, n_patients=4, n_frames=2))
 
 
 def test_two_processes_may_want_the_embedded_study_at_once(tmp_path):

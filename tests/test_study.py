@@ -43,6 +43,8 @@ def test_a_run_leaves_what_a_reader_needs(whole, data):
     split = whole.load_table('split.csv')
     assert split.groupby('patient').split.nunique().max() == 1
     assert not split.path.str.startswith('/').any()
+    for fn in whole.path.rglob('*'):
+        if fn.suffix in ('.csv', '.json', '.html'): assert str(data) not in fn.read_text(), f'{fn.name} tells where the data is kept'
     html = (whole/'report.html').read_text()
     assert str(data) not in html and not any(o in html for o in split.path)
 
@@ -66,9 +68,27 @@ def test_stopped_in_training_and_gone_on_gives_the_same_numbers(data, settings, 
     assert not RunFolder(tmp_path/'run').done('predict')
     monkeypatch.undo()
     run = run_study(data, settings=settings, run=tmp_path/'run', pretrained=False, progress=False)
-    for name in ('predictions-valid.csv', 'predictions-test.csv', 'history.csv', 'split.csv'):
-        assert (run/name).read_bytes() == (whole/name).read_bytes(), name
+    for name in ('predictions-valid.csv', 'predictions-test.csv', 'split.csv'): assert (run/name).read_bytes() == (whole/name).read_bytes(), name
+    histories = [pd.read_csv(o/'history.csv').drop(columns='time') for o in (run, whole)]
+    assert histories[0].equals(histories[1]) and len(histories[0]) == 3
     assert run.test_openings == 1
+
+
+def test_another_study_of_the_same_name_is_another_run(data, settings, whole, tmp_path):
+    other = simulate_study(tmp_path/data.name, n_patients=20, n_frames=1, seed=9, progress=False)
+    run = run_study(other, settings=settings, pretrained=False, progress=False)
+    assert run.path != whole.path and run.path.parent == whole.path.parent
+
+
+def test_a_second_run_on_the_same_split_is_counted(data, settings, whole):
+    run = run_study(data, settings=settings.with_(epochs=1), pretrained=False, progress=False)
+    assert run.load_json('results.json')['other_openings'] >= 1
+    assert 'other runs on the same split' in (run/'report.html').read_text()
+
+
+def test_the_command_in_the_report_repeats_the_run(whole):
+    command = whole.load_json('results.json')['command']
+    for part in ('MEDFAST_EPOCHS=3', 'MEDFAST_SEED=5', '--arch resnet18', '--weights random'): assert part in command, command
 
 
 def test_data_that_changed_is_refused(data, settings, tmp_path):
