@@ -119,11 +119,15 @@ def _tables(src, patients):
     return [(o.name, read_patients(o)) for o in found if _is_table(o)]
 
 # %% ../nbs/api/04_catalog.ipynb #fbb4a8aa
-def _folder_label(path, src):
-    "The class folder, `Healthy` or `Sick`, in which a file lies, the nearest one first; '' if there is none."
-    return next((_label(o) for o in reversed(path.relative_to(src).parts[:-1]) if _label(o) in LABELS), '')
+def _class_folder(path, src):
+    "The nearest folder named `Healthy` or `Sick` in which a file lies, as seen from `src`; '' if there is none."
+    return next((o.as_posix() for o in path.relative_to(src).parents if _label(o.name) in LABELS), '')
+
+def _folder_label(folder): return _label(folder.rpartition('/')[2]) if folder else ''
 
 # %% ../nbs/api/04_catalog.ipynb #d26b730e
+_IN_FOLDER = 'the class folder '
+
 def _agreed(sources):
     "One label a patient from [(source, patients, labels)], the first source first. Raises where two disagree."
     told = pd.concat([pd.DataFrame(dict(patient=p, label=l, source=s)) for s,p,l in sources])
@@ -131,8 +135,10 @@ def _agreed(sources):
     many = told.groupby('patient').label.nunique()
     ids = many[many > 1].index
     says = lambda p: f'{p} is ' + ', '.join(f'{r.label} in {r.source}' for r in told[told.patient == p].itertuples())
+    folders = told[told.patient.isin(ids) & told.source.str.startswith(_IN_FOLDER)].groupby('patient').label.nunique()
     if len(ids): raise CatalogError(f'The sources disagree about {len(ids)} patients: {"; ".join(map(says, ids[:5]))}. '
-        'Correct the source that is wrong, or give the right one with patients=.')
+        + ('Several studies may lie below one root: give the folder of one. ' if (folders > 1).any() else '')
+        + 'Correct the source that is wrong, or give the right one with patients=.')
     return told.drop_duplicates('patient').set_index('patient').label
 
 # %% ../nbs/api/04_catalog.ipynb #68fd5e60
@@ -178,7 +184,7 @@ def _matrices(src, progress=None):
     rows = _in_threads(_file_row, files, progress) + links
     twice = pd.Series([Path(r['path']).name for r in rows]).duplicated()
     for r,again in zip(rows, twice): r.update(dict(trouble='name stands twice', detail='in two folders') if again and not r['trouble'] else {})
-    return _typed([r | dict(folder_label=_folder_label(Path(r['path']), src)) for r in rows])
+    return _typed([r | dict(class_folder=_class_folder(Path(r['path']), src)) for r in rows])
 
 # %% ../nbs/api/04_catalog.ipynb #b51c6533
 def _scan(src, patients, progress=None):
@@ -186,14 +192,15 @@ def _scan(src, patients, progress=None):
     src = Path(src)
     if not src.is_dir(): raise CatalogError(f'{src.name!r} is not a folder. Give the folder of the study.')
     files,tables = _matrices(src, progress), _tables(src, patients)
-    sources = [(n, t.patient, t.label) for n,t in tables] + [('the class folders', files.patient, files.folder_label)]
+    files['folder_label'] = files.class_folder.map(_folder_label)
+    sources = [(n, t.patient, t.label) for n,t in tables] + [(_IN_FOLDER + d, o.patient, o.folder_label) for d,o in files.groupby('class_folder')]
     labels = _agreed(sources)
     label = files.patient.map(labels).astype(object)
     files['label'] = label.where(label.notna(), files.folder_label).fillna('')
     unlabelled = (files.trouble == '') & ~files.label.isin(LABELS)
     files.loc[unlabelled, 'detail'] = [f'{l!r} is neither Healthy nor Sick' if l else 'no diagnosis in a table or class folder' for l in files.label[unlabelled]]
     files.loc[unlabelled, 'trouble'] = 'no label'
-    return files.drop(columns='folder_label'), tables
+    return files.drop(columns=['class_folder', 'folder_label']), tables
 
 # %% ../nbs/api/04_catalog.ipynb #6aec3e3b
 def catalog_report(

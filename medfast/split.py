@@ -20,7 +20,7 @@ from fastcore.script import call_parse, store_true
 from sklearn.model_selection import StratifiedGroupKFold
 
 # %% ../nbs/api/05_split.ipynb #2d36d541
-from .files import FilesError, atomic_path, sha256, sweep, write_text
+from .files import OS_FILES, atomic_path, sha256, sweep, write_text
 from .settings import progress_bar
 
 # %% ../nbs/api/05_split.ipynb #bda65aee
@@ -98,6 +98,11 @@ def _check_sizes(valid, test):
     parts = sum(s for s in (valid, test) if not _is_count(s))
     if parts >= 1: raise SplitError(f'valid = {valid} and test = {test} leave nothing to train on: their sum must be below 1.')
 
+# %% ../nbs/api/05_split.ipynb #94472635
+def _check_seed(seed):
+    "Raise for a seed that numpy or scikit-learn cannot take."
+    if not _is_count(seed) or not 0 <= seed < 2**32: raise SplitError(f'seed = {seed!r}: give a whole number from 0 to {2**32 - 1}.')
+
 # %% ../nbs/api/05_split.ipynb #f2306fdf
 def _prefix(sizes, wanted, whole, keep):
     "How many of the shuffled units, from the first, come nearest to `wanted`; of fractions `keep` units are spared."
@@ -150,6 +155,7 @@ def split_catalog(
     seed=0        # The same seed gives the same split, whatever the order of the rows
 ):                # A copy with the columns `split` ('train', 'valid', 'test') and `split_by`
     "Split each class. Images are counted exactly, patients come whole and as near to the count as they can. Raises `SplitError`."
+    _check_seed(seed)
     if by == 'official': return _official(catalog)
     catalog = _checked(catalog)
     _check_sizes(valid, test)
@@ -204,6 +210,7 @@ def patient_folds(
     seed=0     # The same seed gives the same folds
 ):             # A copy with the columns `fold` (0 to n_folds-1: where the image is validated) and `split_by`
     "Stratified folds of whole patients. Raises `SplitError`."
+    _check_seed(seed)
     catalog = _checked(catalog)
     _known_patients(catalog, 'Folds of patients need the column `patient`.')
     few = catalog.groupby('label').patient.nunique().loc[_classes(catalog)]
@@ -247,6 +254,7 @@ def balanced_sample(
     how='patients' # 'patients': equal frames a patient in all classes; 'images': by image, as in the study
 ):                 # The sampled rows, in their order
     "Draw `n` images of each class without replacement. Raises `SplitError` where a class has too few."
+    _check_seed(seed)
     catalog = _checked(catalog)
     if how not in ('patients', 'images'): raise SplitError(f"how = {how!r}: choose 'patients' (equal frames a patient) or 'images' (the study's draw).")
     if how == 'patients': _known_patients(catalog, "Choose how='images' to draw without regard to patients.")
@@ -267,6 +275,7 @@ def balance_training(
     how='patients' # 'patients': equal frames a patient; 'images': by image
 ):                 # The catalog with a balanced training part; validation and test as they were
     "Balance the training part by leaving images out; the other parts stay as they are. Raises `SplitError`."
+    _check_seed(seed)
     catalog = _checked(catalog, 'split')
     train = (catalog.split == 'train').to_numpy()
     if not train.any(): raise SplitError('The catalog has no training part to balance.')
@@ -355,7 +364,7 @@ def _check_dest(dest, plan, manifest):
     "Raise unless `dest` is new, empty, or a part of the same plan."
     if dest.exists() and not dest.is_dir(): raise SplitError(f'{dest.name} is a file; a folder is needed.')
     there = {o.relative_to(dest).as_posix(): o for o in dest.rglob('*') if not o.is_dir() or o.is_symlink()}
-    there = {k: o for k,o in there.items() if not o.name.startswith('.writing-')}
+    there = {k: o for k,o in there.items() if not o.name.startswith('.writing-') and o.name not in OS_FILES}
     listed = there.pop('split.csv', None)
     if listed and listed.read_text(encoding='utf-8') != manifest: raise SplitError(f'{dest.name} holds another split (its split.csv differs). Nothing was changed. Choose a new folder.')
     other = sorted(set(there) - set(plan))
@@ -422,9 +431,10 @@ def _catalog_of(src, patients):
 # %% ../nbs/api/05_split.ipynb #18c6d48f
 def _split_folders(src, dest, patients, valid, test, by, seed, sample, balance, link):
     "The work of `medfast-split`; returns the summary as text."
+    if sample and by != 'image': raise SplitError('--sample draws images as the study did, and splits by image: add --by image, or balance the training part with --balance.')
     catalog = _catalog_of(src, patients)
     if sample: catalog = study_order(catalog, sample, valid=_size(valid), test=_size(test), seed=seed)
-    else: catalog = split_catalog(catalog, valid=_size(valid), test=_size(test), by=by, seed=seed)
+    else: catalog = split_catalog(catalog, valid=_size(valid), test=_size(test), by=by or 'patient', seed=seed)
     if balance: catalog = balance_training(catalog, seed=seed, how='images' if catalog.split_by.iloc[0] == 'image' else 'patients')
     make_folders(catalog, dest, link=dict(copy=False).get(link, link))
     return f'{split_summary(catalog).T.to_string()}\n\nsplit {split_hash(catalog)[:12]} in {Path(dest).name}\n'
@@ -437,15 +447,14 @@ def split_command(
     patients:str=None,     # Table of patients (.xlsx or .csv), if not beside the matrices
     valid:str='.2',        # Validation part: a fraction, or images a class
     test:str='0',          # Test part: a fraction, or images a class
-    by:str='patient',      # patient, image or official
-    seed:int=0,            # The same seed gives the same split
-    sample:int=0,          # The study's order: draw this many images a class, then split them by image
+    by:str=None,           # patient (the default), image or official
+    seed:int=0,            # From 0 on; the same seed gives the same split
+    sample:int=0,          # The study's order, with --by image: draw this many images a class, then split them
     balance:store_true=False, # Balance the training part after the split
     link:str='copy'        # copy, hard or symbolic
 ):
     "Split a study into folders, by patient unless asked otherwise. Nothing is deleted or overwritten."
-    from medfast.catalog import CatalogError
     try: sys.stdout.write(_split_folders(src, dest, patients, valid, test, by, seed, sample, balance, link))
-    except (CatalogError, FilesError, SplitError) as e:
+    except (OSError, ValueError) as e:
         sys.stderr.write(f'{e}\n')
         raise SystemExit(2) from None

@@ -134,7 +134,19 @@ def test_csv_and_class_folders(small_study, tmp_path):
     wrong = catalog.drop_duplicates('patient').iloc[0]
     flipped = 'Sick' if wrong.label == 'Healthy' else 'Healthy'
     pd.DataFrame(dict(ID=[wrong.patient], Diagnosis=[flipped])).to_csv(tmp_path/'by_class'/'id_diagnosis.csv', index=False)
-    with pytest.raises(CatalogError, match=f'{wrong.patient} is {flipped} in id_diagnosis.csv, {wrong.label} in the class folders'): dmr_catalog(tmp_path/'by_class')
+    with pytest.raises(CatalogError, match=f'{wrong.patient} is {flipped} in id_diagnosis.csv, {wrong.label} in the class folder {wrong.label}'): dmr_catalog(tmp_path/'by_class')
+
+
+def test_two_studies_below_one_root(small_study, tmp_path):
+    "Both number their patients from 0001; the error names the two folders, not where the disk keeps them."
+    first = dmr_catalog(small_study).path[0]
+    for place in ('recife/Healthy', 'niteroi/2015/Sick'):
+        (tmp_path/'both'/place).mkdir(parents=True)
+        shutil.copy(first, tmp_path/'both'/place)
+    with pytest.raises(CatalogError, match='0001 is ') as e: dmr_catalog(tmp_path/'both')
+    for told in ('Healthy in the class folder recife/Healthy', 'Sick in the class folder niteroi/2015/Sick', 'give the folder of one'): assert told in str(e.value)
+    assert str(tmp_path) not in str(e.value)
+    assert dmr_catalog(tmp_path/'both'/'recife').label.tolist() == ['Healthy']
 
 
 def test_sheet_and_csv_disagree(study):

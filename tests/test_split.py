@@ -181,6 +181,15 @@ def test_odd_sizes(valid, test):
     with pytest.raises(SplitError, match='fraction|leave nothing'): split_catalog(catalog_of(dict(A=[2]*9, B=[2]*9)), valid=valid, test=test)
 
 
+@pytest.mark.parametrize('seed', [-1, 2**32, 1.5])
+def test_odd_seeds(seed):
+    catalog = study_like()
+    split = split_catalog(catalog)
+    for call in (lambda: split_catalog(catalog, seed=seed), lambda: split_catalog(catalog, by='image', seed=seed), lambda: patient_folds(catalog, seed=seed),
+                 lambda: balanced_sample(catalog, 10, seed=seed), lambda: balance_training(split, seed=seed), lambda: study_order(catalog, seed=seed)):
+        with pytest.raises(SplitError, match=f'seed = {seed}'): call()
+
+
 def test_odd_names():
     catalog = catalog_of(dict(A=[2]*9, B=[2]*9))
     with pytest.raises(SplitError, match="by = 'patients'"): split_catalog(catalog, by='patients')
@@ -344,6 +353,16 @@ def test_other_files_are_never_touched(files, tmp_path, plant):
     assert tree(dest) == {plant: b'mine'}
 
 
+@pytest.mark.parametrize('plant', ['.DS_Store', 'train/Thumbs.db', 'valid/Sick/desktop.ini'])
+def test_files_of_the_operating_system_do_not_count(files, tmp_path, plant):
+    dest = tmp_path/'dest'
+    (dest/plant).parent.mkdir(parents=True)
+    (dest/plant).write_text('the window was open')
+    make_folders(files, dest)
+    make_folders(files, dest) # nor in folders that are full
+    assert (dest/plant).read_text() == 'the window was open' and len(tree(dest)) == len(files) + 2
+
+
 def test_a_changed_file_is_not_overwritten(files, tmp_path):
     dest = make_folders(files, tmp_path/'dest')
     mine = next(dest.glob('train/*/*'))
@@ -392,8 +411,25 @@ def test_command(small_study, tmp_path, capsys):
     assert split_hash(folder_catalog(tmp_path/'dest')) == split_hash(expected)
     with pytest.raises(SystemExit): split_command(str(small_study), str(tmp_path/'dest'), valid='.34', seed=2)
     assert 'another split' in capsys.readouterr().err
-    split_command(str(small_study), str(tmp_path/'study'), sample=5, valid='1', test='1', link='hard')
+    split_command(str(small_study), str(tmp_path/'study'), by='image', sample=5, valid='1', test='1', link='hard')
     assert set(folder_catalog(tmp_path/'study').split_by) == {'image'}
+
+
+@pytest.mark.parametrize('by', [None, 'patient', 'official'])
+def test_the_study_order_is_by_image_and_has_to_be_asked_for(small_study, tmp_path, capsys, by):
+    with pytest.raises(SystemExit): split_command(str(small_study), str(tmp_path/'dest'), by=by, sample=5, valid='1', test='1')
+    assert 'add --by image, or balance the training part with --balance.' in capsys.readouterr().err
+    assert not (tmp_path/'dest').exists()
+
+
+def test_command_ends_in_a_message(small_study, tmp_path, capsys, monkeypatch):
+    with pytest.raises(SystemExit): split_command(str(small_study), str(tmp_path/'dest'), by='image', seed=-1)
+    assert 'seed = -1: give a whole number' in capsys.readouterr().err
+    for trouble in (ValueError('an odd value'), PermissionError(13, 'Permission denied')):
+        def fail(*args): raise trouble
+        monkeypatch.setattr(split_module, '_catalog_of', fail)
+        with pytest.raises(SystemExit): split_command(str(small_study), str(tmp_path/'dest'))
+        assert str(trouble) in capsys.readouterr().err
 
 
 def test_real_matrices(dmr_ir):
