@@ -133,7 +133,7 @@ def test_saved_outputs_hold_nothing_private(what):
     assert found == {}, f'{what} in {found}'
 
 
-PLANTED = ['/home/ana/data/x.txt', '/tmp/tmpabc/y', '/Users/eva/z', r'C:\\Users\\eva', 'eva@clinic.org', 'API_KEY = "abcdefgh12"', 'http://10.0.0.1/x',
+PLANTED = ['/home/somebody/data/x.txt', '/tmp/tmpabc/y', '/Users/somebody/z', r'C:\\Users\\somebody', 'somebody@clinic.org', 'API_KEY = "abcdefgh12"', 'http://10.0.0.1/x',
            'Traceback (most recent call last)']
 
 
