@@ -114,7 +114,7 @@ def test_no_patient_no_path_no_home(tmp_path):
     assert '…/dmr' in html and '…/runs' in html
 
 
-@pytest.mark.parametrize('text, safe', [('/home/somebody/x.txt', '…/x.txt'), ('~/data', '…/data'), ('~somebody/data/y', '…/y'), ('https://a.b/c', 'https://a.b/c'), (r'\\ward\ana\x', '…/x'), (r'C:\Users\Ana Gil\d', '…/d'), ('file:///srv/a/b', '…/b'),
+@pytest.mark.parametrize('text, safe', [('/home/somebody/x.txt', '…/x.txt'), ('~/data', '…/data'), ('~somebody/data/y', '…/y'), ('https://a.b/c', 'https://a.b/c'), (r'\\ward\who\x', '…/x'), (r'C:\Users\Ana Gil\d', '…/d'), ('file:///srv/a/b', '…/b'),
     ('--data=/srv/a', '--data=…/a'), ('1/2 and m/s', '1/2 and m/s'), ('either/or', 'either/or'), ('--data DIR', '--data DIR'), ('ImageNet: squeezenet1_1-b8a52dc0.pth', 'ImageNet: squeezenet1_1-b8a52dc0.pth')])
 def test_paths_lose_their_folders(text, safe): assert _hidden(text) == safe
 
