@@ -238,7 +238,7 @@ def run_study(
     pretrained=None, # None: cached ImageNet weights where there are some; True: may download; False: random
     progress=True # Show progress bars and the table of the training
 )->RunFolder:  # Holds report.html, results.json and all the rest
-    "Read, split by patient, train, predict, evaluate, compare with metadata, report. A second call goes on, or returns at once."
+    "Read, split by patient, train, predict, evaluate, compare with metadata, report. A second call goes on, or finds the finished run."
     settings = settings or load_settings()
     weights = _weights(settings.arch, pretrained)
     root = Path(data) if data else embedded_study(settings.with_(n_patients=settings.run_patients, n_frames=settings.run_frames))
