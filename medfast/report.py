@@ -275,7 +275,7 @@ SPLIT_WORDS = dict(patient='By patient: all images of a patient are on one side.
 def _split_section(run):
     "How the parts were made, and how often the sealed one was opened."
     split, n = run['results']['split'], run['results']['test_openings']
-    seen = 'has not been opened' if not n else 'was opened once, after all choices' if n == 1 else f'was opened {n} times'
+    seen = 'has not been opened' if not n else 'was opened once by this run, at its end' if n == 1 else f'was opened {n} times'
     if others := run['results'].get('other_openings', 0): seen += f'; other runs on the same split have opened it {others} more times, so the choice between them was a choice by the test set'
     by = split.get('by')
     return Section(H2('Split'), P(SPLIT_WORDS.get(by, 'How the images were split is unknown.'), cls='' if by == 'patient' else 'warning'),
