@@ -10,10 +10,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import real_data
 from PIL import Image
 
-from medfast.catalog import (CatalogError, Rule, add_ranges, catalog_report, dmr_catalog, folder_catalog, plot_ages,
-                             plot_classes, plot_samples, read_patients, select)
+from medfast.archive import SETS, ArchiveError, read_item
+from medfast.catalog import (CORONA_RULES, CatalogError, Rule, add_ranges, catalog_report, coronahack_catalog, dmr_catalog, folder_catalog,
+                             medmnist_catalog, missing_images, plot_ages, plot_classes, plot_samples, radiography_catalog, read_patients, same_images, select,
+                             size_report)
 from medfast.files import list_files
 from medfast.thermogram import ThermogramError
 
@@ -327,3 +330,262 @@ def test_samples_of_pictures(tmp_path):
     axes = plot_samples(folder_catalog(folder), 3)
     shown = [i for ax in axes.flat for i in ax.get_images()]
     assert len(shown) == 5 and max(max(i.get_array().shape) for i in shown) < 400
+
+
+def test_long_and_many_names_stay_readable():
+    names = [f'a rather long name of class number {i}' for i in range(11)]
+    catalog = pd.DataFrame(dict(path=[f'{i}.png' for i in range(22)], label=names*2))
+    axes = plot_classes(catalog)
+    assert {t.get_rotation() for t in axes[0].get_xticklabels()} == {45.} and all(len(t.get_text()) <= 28 for t in axes[0].get_xticklabels())
+    assert '22 images' in texts(axes)
+
+
+# --- CoronaHack
+
+HEAD = ',X_ray_image_name,Label,Dataset_type,Label_2_Virus_category,Label_1_Virus_category'
+ROWS = ['0,IM-0001-0001.jpeg,Normal,TRAIN,,', '1,IM-0001-0001-0002.jpeg,Normal,TRAIN,,', '2,NORMAL2-IM-0001-0001.jpeg,Normal,TEST,,', '3,person7_bacteria_21.jpeg,Pnemonia,TRAIN,,bacteria',
+        '4,person7_virus_22.jpeg,Pnemonia,TEST,,Virus', '5,person7_virus_23_2.jpeg,Pnemonia,TEST,,Virus', '6,COVID19_7.jpg,Pnemonia,TRAIN,COVID-19,Virus',
+        '7,acute-respiratory-distress-syndrome-ards.jpg,Pnemonia,TRAIN,ARDS,Stress-Smoking']
+
+
+@pytest.fixture
+def corona(tmp_path):
+    "A CoronaHack folder of eight images in Kaggle's places."
+    for row in ROWS:
+        fn = tmp_path/'Coronahack-Chest-XRay-Dataset'/row.split(',')[3].lower()/row.split(',')[1]
+        fn.parent.mkdir(parents=True, exist_ok=True)
+        Image.new('L', (6, 5), len(fn.name)).save(fn)
+    (tmp_path/'Chest_xray_Corona_Metadata.csv').write_text('\n'.join([HEAD, *ROWS]) + '\n')
+    (tmp_path/'Chest_xray_Corona_dataset_Summary.csv').write_text(',Label,Image_Count\n0,Normal,1576\n')
+    return tmp_path
+
+
+def change(corona, *rows): (corona/'Chest_xray_Corona_Metadata.csv').write_text('\n'.join([HEAD, *rows]))
+
+
+def test_coronahack_columns(corona):
+    catalog,warned = said(lambda: coronahack_catalog(corona))
+    assert not warned and not len(missing_images(corona))
+    assert catalog.patient.fillna('?').tolist() == ['IM-0001', 'IM-0001', 'NORMAL2-IM-0001', 'person7_bacteria', 'person7_virus', 'person7_virus', '?', '?']
+    assert catalog.label.tolist() == ['Normal']*3 + ['Pneumonia']*5
+    assert catalog.cause.fillna('').tolist() == ['', '', '', 'bacteria', 'virus', 'virus', 'virus', 'stress-smoking'] and catalog.virus.dropna().tolist() == ['COVID-19', 'ARDS']
+    assert catalog.official.tolist() == ['TRAIN', 'TRAIN', 'TEST', 'TRAIN', 'TEST', 'TEST', 'TRAIN', 'TRAIN']
+    assert all(os.path.isfile(p) for p in catalog.path) and set(catalog.rows) == {5} and set(catalog['columns']) == {6} and str(catalog.patient.dtype) == 'string'
+    assert select(catalog, CORONA_RULES)[0].path.str.contains('COVID19').sum() == 0
+
+
+def test_coronahack_missing_both_ways(corona):
+    folder = corona/'Coronahack-Chest-XRay-Dataset'
+    (folder/'train'/'IM-0001-0001.jpeg').unlink()
+    (folder/'test'/'person7_virus_22.jpeg').write_bytes(b'no picture')
+    Image.new('L', (4, 4)).save(folder/'train'/'holiday.png')
+    told = missing_images(corona)
+    assert dict(zip(told.file, told.trouble)) == {'IM-0001-0001.jpeg': 'no image', 'person7_virus_22.jpeg': 'not an image', 'holiday.png': 'no row'}
+    catalog,warned = said(lambda: coronahack_catalog(corona))
+    assert len(catalog) == 6 and len(warned) == 1 and warned[0].startswith('3 of 9 files cannot be used') and warned[0].endswith('Left out, by class: 1 without label, 1 Normal, 1 Pneumonia.')
+    with pytest.raises(CatalogError, match='missing_images') as e: coronahack_catalog(corona, missing='raise')
+    assert str(corona) not in str(e.value)
+    with pytest.raises(CatalogError, match="choose 'raise' or 'drop'"): coronahack_catalog(corona, missing='maybe')
+
+
+def test_coronahack_without_any_image(corona):
+    shutil.rmtree(corona/'Coronahack-Chest-XRay-Dataset')
+    with pytest.raises(CatalogError, match='8 of 8 files cannot be used: no image: 8'): coronahack_catalog(corona)
+
+
+@pytest.mark.parametrize('row,told', [
+    ('8,IM-0001-0001.jpeg,Normal,TRAIN,,', 'line 10: IM-0001-0001.jpeg stands in it twice'), ('8,x.jpeg,Sick,TRAIN,,', "line 10: the label 'Sick' of x.jpeg is neither Normal nor Pnemonia"),
+    ('8,x.jpeg,,TRAIN,,', 'the label <NA> of x.jpeg'), ('8,x.jpeg,Normal,DEV,,', "the part 'DEV' of x.jpeg"), ('8,x.jpeg,Normal,,,', 'the part <NA> of x.jpeg'), ('8,,Normal,TRAIN,,', 'no name of an image'),
+    ('8,person9_virus_1.jpeg,Pnemonia,TRAIN,,bacteria', 'person9_virus_1.jpeg and the row disagree: Pnemonia, bacteria'), ('8,person9_virus_1.jpeg,Pnemonia,TRAIN,,', 'disagree'),
+    ('8,person9_virus_1.jpeg,Normal,TRAIN,,Virus', 'disagree'), ('8,IM-0002-0001.jpeg,Pnemonia,TRAIN,,Virus', 'disagree')])
+def test_coronahack_rows_that_do_not_fit(corona, row, told):
+    change(corona, *ROWS, row)
+    with pytest.raises(CatalogError, match=told): coronahack_catalog(corona)
+
+
+def test_coronahack_name_in_two_folders(corona):
+    folder = corona/'Coronahack-Chest-XRay-Dataset'
+    shutil.copy(folder/'train'/'COVID19_7.jpg', folder/'test')
+    with pytest.raises(CatalogError, match='1 names lie there twice, the first is COVID19_7.jpg in .*/test and .*/train') as e: coronahack_catalog(corona)
+    assert str(corona) not in str(e.value)
+
+
+def test_coronahack_tables(corona):
+    (corona/'Chest_xray_Corona_Metadata.csv').rename(corona/'labels.csv')
+    assert len(coronahack_catalog(corona)) == 8 # known by its columns
+    shutil.copy(corona/'labels.csv', corona/'again.csv')
+    with pytest.raises(CatalogError, match=r'holds 2 tables .*\(again.csv, labels.csv\)'): coronahack_catalog(corona)
+    for o in ('labels.csv', 'again.csv'): (corona/o).unlink()
+    with pytest.raises(CatalogError, match=r'holds 0 tables .*\(none\)'): coronahack_catalog(corona)
+    (corona/'a.csv').write_text('X_ray_image_name,Label\nx.jpeg,Normal\n')
+    with pytest.raises(CatalogError, match='a.csv has no column dataset_type'): coronahack_catalog(corona)
+    with pytest.raises(CatalogError, match='is not a folder'): coronahack_catalog(corona/'nowhere')
+
+
+def test_public_coronahack():
+    "The sample has the whole csv and 1,201 of its images; a number alone is no patient, with its kind it is."
+    src = real_data('coronahack')
+    catalog,warned = said(lambda: coronahack_catalog(src))
+    assert catalog.label.value_counts().to_dict() == {'Pneumonia': 601, 'Normal': 600} and set(catalog.official) == {'TRAIN'}
+    assert catalog.patient.notna().all() and catalog.groupby('label').patient.nunique().to_dict() == {'Normal': 547, 'Pneumonia': 405}
+    assert len(warned) == 1 and 'no image: 4996' in warned[0] and 'Left out, by class: 976 Normal, 4020 Pneumonia' in warned[0]
+    twins = same_images(catalog).groupby('group')
+    assert twins.ngroups == 7 and (twins.patient.nunique() == 1).all() and size_report(catalog).commonest.unique().tolist() == ['224 x 224']
+
+
+def test_public_coronahack_csv():
+    from medfast import pictures
+    told = pictures._corona_table(pictures._corona_csv(real_data('coronahack')))
+    assert told.groupby(['official', 'label']).size().to_dict() == {('TEST', 'Normal'): 234, ('TEST', 'Pneumonia'): 410, ('TRAIN', 'Normal'): 1342, ('TRAIN', 'Pneumonia'): 4211}
+    study = select(told.assign(path=told.file), CORONA_RULES)[0]
+    assert len(told) - len(study) == 287 and study.label.value_counts().to_dict() == {'Pneumonia': 4334, 'Normal': 1576} # the counts of study 000
+    assert study.patient.isna().sum() == 70 and told.patient.isna().sum() == 357 and study.virus.value_counts()['COVID-19'] == 58
+    both = lambda keys: int((told.official.groupby(keys).nunique() > 1).sum())
+    assert both(told.patient) == 0 and told.patient.nunique() == 2646 + 1436
+    numbers = told.file.str.extract(r'^person(\d+)_')[0]
+    assert both(numbers) == 170 and numbers.nunique() == 1667 and both(told.file.str.extract(r'IM-(\d{4})-')[0]) == 94
+    assert told.groupby('cause').size().to_dict() == {'bacteria': 2777, 'stress-smoking': 2, 'virus': 1842}
+
+
+# --- radiography
+
+@pytest.fixture
+def lungs(tmp_path):
+    "Four classes of three images with masks, in Kaggle's layout."
+    for k,label in enumerate(('COVID', 'Lung_Opacity', 'Normal', 'Viral Pneumonia')):
+        for place in ('images', 'masks'): pictures(tmp_path/'lungs'/label/place, [f'{label}-{i}.png' for i in range(3)])
+        for i in range(3): Image.new('L', (8, 6), 40*k + i).save(tmp_path/'lungs'/label/'images'/f'{label}-{i}.png')
+        (tmp_path/'lungs'/f'{label}.metadata.xlsx').write_bytes(b'not read')
+    (tmp_path/'lungs'/'README.md.txt').write_text('not read')
+    return tmp_path/'lungs'
+
+
+def test_radiography_columns(lungs):
+    catalog,warned = said(lambda: radiography_catalog(lungs))
+    assert not warned and catalog.label.value_counts().to_dict() == {'COVID': 3, 'Lung_Opacity': 3, 'Normal': 3, 'Viral Pneumonia': 3}
+    assert catalog.patient.isna().all() and str(catalog['mask'].dtype) == 'string'
+    assert all(os.path.basename(m) == os.path.basename(p) and '/masks/' in m and '/images/' in p for m,p in zip(catalog['mask'], catalog.path))
+    assert radiography_catalog(lungs.parent).path.tolist() == catalog.path.tolist() # one folder above
+
+
+def test_radiography_flat_and_fewer_classes(tmp_path):
+    for k,label in enumerate(('COVID-19', 'NORMAL')):
+        (tmp_path/label).mkdir()
+        for i in range(2): Image.new('L', (8, 6), 9*k + i).save(tmp_path/label/f'{i}.png')
+    catalog,warned = said(lambda: radiography_catalog(tmp_path))
+    assert catalog.label.tolist() == ['COVID', 'COVID', 'Normal', 'Normal'] and catalog['mask'].isna().all()
+    assert len(warned) == 1 and warned[0].startswith('2 of the 4 classes are not there: Lung_Opacity, Viral Pneumonia')
+
+
+def test_radiography_sizes_and_copies(lungs):
+    for fn in (lungs/'Viral Pneumonia'/'images').iterdir(): Image.new('L', (10, 10), 200 + int(fn.stem[-1])).save(fn)
+    shutil.copy(lungs/'COVID'/'images'/'COVID-0.png', lungs/'Normal'/'images'/'Normal-7.png')
+    catalog,warned = said(lambda: radiography_catalog(lungs))
+    assert any('Viral Pneumonia 10 x 10' in o and 'COVID 6 x 8' in o for o in warned) and any('1 images lie there more than once: COVID-0.png = Normal-7.png' in o for o in warned)
+    assert any('1 of 13 images have no mask, and 0 masks have no image' in o for o in warned) and len(warned) == 3
+    assert same_images(catalog).label.tolist() == ['COVID', 'Normal'] and size_report(catalog).loc['Viral Pneumonia', ['sizes', 'smallest']].tolist() == [1, '10 x 10']
+
+
+def test_radiography_mask_without_image(lungs):
+    (lungs/'COVID'/'images'/'COVID-0.png').unlink()
+    assert '1 masks have no image (COVID-0.png)' in said(lambda: radiography_catalog(lungs))[1][0]
+
+
+def test_radiography_what_does_not_fit(lungs, tmp_path):
+    (lungs/'COVID'/'images'/'broken.png').write_bytes(b'no picture')
+    with pytest.raises(CatalogError, match=r'not an image: 1 \(broken.png\)'): radiography_catalog(lungs)
+    assert len(said(lambda: radiography_catalog(lungs, missing='drop'))[0]) == 12
+    pictures(lungs, ['Tuberculosis/1.png'])
+    with pytest.raises(CatalogError, match='1 pictures lie outside .* Tuberculosis/1.png'): radiography_catalog(lungs)
+    (tmp_path/'a'/'other').mkdir(parents=True); (tmp_path/'a'/'more').mkdir()
+    with pytest.raises(CatalogError, match='holds none of the class folders'): radiography_catalog(tmp_path/'a')
+    (tmp_path/'b'/'COVID').mkdir(parents=True)
+    with pytest.raises(CatalogError, match='hold no image'): radiography_catalog(tmp_path/'b')
+
+
+def test_public_radiography():
+    catalog,warned = said(lambda: radiography_catalog(real_data('radiography')))
+    assert catalog.label.value_counts().to_dict() == {'COVID': 300, 'Normal': 300, 'Viral Pneumonia': 300}
+    assert [o.split('. ')[0] for o in warned] == ['1 of the 4 classes are not there: Lung_Opacity', 'Image sizes differ by class: COVID 224 x 224, Normal 224 x 224, Viral Pneumonia 256 x 256',
+        '1 images lie there more than once: COVID-3142.png = COVID-3144.png']
+
+
+# --- archives
+
+def archive(fn, n_classes=3, several=False, colour=False, n=dict(train=9, val=3, test=6), **more):
+    "A made-up archive; image i of a part is one grey, and labels go round."
+    arrays = dict(more)
+    for k,(p,m) in enumerate(n.items()):
+        arrays[f'{p}_images'] = np.repeat(np.arange(m) + 60*k, 28*28*(3 if colour else 1)).reshape(m, 28, 28, *([3] if colour else [])).astype(np.uint8)
+        arrays[f'{p}_labels'] = (np.arange(m*n_classes).reshape(m, n_classes) % 4 == 0).astype(np.uint8) if several else (np.arange(m)[:, None] % n_classes).astype(np.uint8)
+    np.savez_compressed(fn, **arrays)
+    return fn
+
+
+def test_medmnist_columns(tmp_path):
+    fn = archive(tmp_path/'organsmnist.npz', 11)
+    catalog,warned = said(lambda: medmnist_catalog(fn))
+    assert len(warned) == 1 and 'organsmnist.npz is an unofficial copy: MD5' in warned[0] and SETS['organsmnist'].older_md5 in warned[0]
+    assert catalog.groupby('split', sort=False).size().to_dict() == dict(train=9, valid=3, test=6) and set(catalog.split_by) == {'official'}
+    assert catalog.label[:3].tolist() == ['bladder', 'femur-left', 'femur-right'] and catalog.patient.isna().all() and catalog.attrs['classes'] == list(SETS['organsmnist'].classes)
+    assert set(catalog.source) == {'organsmnist 28 px, unofficial copy'} and set(catalog.task) == {'multi-class'} and set(catalog.format) == {'npz'} and set(catalog.rows) == {28}
+    assert catalog.path[9] == f'{fn}#valid/0' and (read_item(catalog.path[10]) == 61).all() and catalog.path.is_unique
+
+
+@pytest.mark.filterwarnings('ignore:.*unofficial copy')
+def test_medmnist_in_a_folder(tmp_path):
+    archive(tmp_path/'breastmnist.npz', 2)
+    assert len(medmnist_catalog(tmp_path)) == 18 == len(medmnist_catalog(tmp_path, 'breastmnist'))
+    archive(tmp_path/'breastmnist_64.npz', 2)
+    with pytest.raises(CatalogError, match=r'holds 2 archives .*\(breastmnist.npz, breastmnist_64.npz\)'): medmnist_catalog(tmp_path)
+    assert medmnist_catalog(tmp_path, 'breastmnist', 64).path[0].endswith('breastmnist_64.npz#train/0')
+    with pytest.raises(CatalogError, match='holds 0 archives called pneumoniamnist.npz'): medmnist_catalog(tmp_path, 'pneumoniamnist')
+    with pytest.raises(CatalogError, match='nowhere.* is not there'): medmnist_catalog(tmp_path/'nowhere')
+    with pytest.raises(ArchiveError, match='28, 64, 128, 224 px'): medmnist_catalog(tmp_path, 'breastmnist', 32)
+
+
+@pytest.mark.filterwarnings('ignore:.*unofficial copy')
+def test_medmnist_several_findings(tmp_path):
+    catalog = medmnist_catalog(archive(tmp_path/'chestmnist.npz', 14, several=True))
+    assert catalog.label[0] == 'atelectasis|mass|consolidation|pleural' and set(catalog.task) == {'multi-label'}
+    own = medmnist_catalog(archive(tmp_path/'own.npz', 3, several=True), classes=['mass', 'nodule', 'hernia'])
+    assert own.label[:4].tolist() == ['mass', 'nodule', 'hernia', 'none'] and set(own.source) == {'own 28 px, own archive'}
+    assert 'several findings each' in texts(plot_classes(catalog)) and 'atelectasis, mass' in texts(plot_samples(catalog, 1)).replace('\n', ' ')
+
+
+@pytest.mark.filterwarnings('ignore:.*unofficial copy')
+def test_medmnist_colour_samples(tmp_path):
+    axes = plot_samples(medmnist_catalog(archive(tmp_path/'bloodmnist.npz', 8, colour=True)), 1)
+    shown = [i.get_array() for ax in axes.flat for i in ax.get_images()]
+    assert len(shown) == 8 and {o.shape for o in shown} == {(28, 28, 3)} and max(o.max() for o in shown) <= 1
+    texts(axes)
+
+
+def test_simulated_archives_are_named_and_not_warned_of(tmp_path):
+    catalog,warned = said(lambda: medmnist_catalog(archive(tmp_path/'organs.npz', 3, classes=np.array(['a', 'b', 'c']), source=np.array('simulated'))))
+    assert not warned and set(catalog.source) == {'organs 28 px, no official set'}
+
+
+def test_fetching_needs_a_folder_and_a_name(tmp_path):
+    with pytest.raises(CatalogError, match='needs a folder as src, and name='): medmnist_catalog(tmp_path, download=True)
+    with pytest.raises(CatalogError, match='needs a folder as src'): medmnist_catalog(tmp_path/'breastmnist.npz', 'breastmnist', download=True)
+
+
+@pytest.mark.filterwarnings('ignore:.*unofficial copy')
+def test_large_archive_in_seconds(tmp_path):
+    "As many images as tissuemnist has in train."
+    from time import perf_counter
+    rng = np.random.default_rng(0)
+    labels = {f'{p}_labels': rng.integers(0, 8, (n, 1)).astype(np.uint8) for p,n in dict(train=165_466, val=10, test=10).items()}
+    np.savez(tmp_path/'tissuemnist.npz', **labels, **{f'{p}_images': np.zeros((n, 4, 4), np.uint8) for p,n in dict(train=165_466, val=10, test=10).items()})
+    start = perf_counter()
+    assert len(medmnist_catalog(tmp_path/'tissuemnist.npz')) == 165_486 and perf_counter() - start < 15
+
+
+@pytest.mark.parametrize('name,counts,twins', [('breastmnist', {'malignant': 210, 'normal, benign': 570}, ['breastmnist.npz#test/76', 'breastmnist.npz#train/115']), ('pneumoniamnist', {'normal': 1583, 'pneumonia': 4273}, None)])
+def test_public_archives(name, counts, twins):
+    catalog,warned = said(lambda: medmnist_catalog(real_data('medmnist'), name))
+    assert not warned and catalog.label.value_counts().to_dict() == counts and set(catalog.source) == {f'{name} 28 px, official (MedMNIST 3)'}
+    same = same_images(catalog)
+    if twins: assert same.file.tolist() == twins and same.label.tolist() == ['normal, benign', 'malignant'] # one picture, two diagnoses
+    else: assert same.group.nunique() == 27 and (same.groupby('group').label.nunique() == 1).all()
