@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'SplitError', 'LeakageError', 'item_ids', 'split_catalog', 'split_summary', 'split_hash', 'patient_folds',
-           'images_per_patient', 'balanced_sample', 'balance_training', 'study_order', 'audit_leakage', 'make_folders',
-           'split_command']
+           'images_per_patient', 'balanced_sample', 'balance_training', 'study_order', 'audit_leakage',
+           'upsample_training', 'class_weights', 'make_folders', 'split_command']
 
 # %% ../nbs/api/05_split.ipynb #103a0a1d
 import os
@@ -20,7 +20,9 @@ from fastcore.script import call_parse, store_true
 from sklearn.model_selection import StratifiedGroupKFold
 
 # %% ../nbs/api/05_split.ipynb #2d36d541
+from .archive import content_ids, split_item
 from .files import OS_FILES, atomic_path, sha256, sweep, write_text
+from .pictures import by_class, has_several
 from .settings import progress_bar
 
 # %% ../nbs/api/05_split.ipynb #bda65aee
@@ -42,6 +44,7 @@ def _checked(catalog, *columns):
     if not len(catalog): raise SplitError('The catalog is empty: there is nothing to split.')
     nameless = catalog[catalog.label.isna()]
     if len(nameless): raise SplitError(f'{len(nameless)} images have no label, the first is {Path(nameless.path.iloc[0]).name}. Label them or leave them out.')
+    if 'split' in columns: _check_copies(catalog)
     return catalog.copy() if 'patient' in catalog else catalog.assign(patient=pd.array([pd.NA]*len(catalog), dtype='string'))
 
 # %% ../nbs/api/05_split.ipynb #14ac2287
@@ -50,6 +53,22 @@ def _classes(catalog):
     classes = sorted(catalog.label.unique())
     if len(classes) < 2: raise SplitError(f'All {len(catalog)} images are {classes[0]}. Two classes are needed, each with patients for every part.')
     return classes
+
+# %% ../nbs/api/05_split.ipynb #5601f838
+def _is_copy(catalog): return (catalog['copy'].fillna(0) > 0).to_numpy() if 'copy' in catalog else np.zeros(len(catalog), bool)
+def _originals(catalog): return catalog[~_is_copy(catalog)] if 'copy' in catalog else catalog
+
+def _stray_copies(catalog, on='split'):
+    "Names of copies that do not stand on their image's side, or outside train."
+    copies,paths,sides = _is_copy(catalog), catalog.path.astype(str).to_numpy(), catalog[on].astype(str).to_numpy()
+    home = dict(zip(paths[~copies], sides[~copies]))
+    return sorted({_name(p) for p,s in zip(paths[copies], sides[copies]) if home.get(p) != s or on == 'split' and s != 'train'})
+
+def _check_copies(catalog):
+    "Raise `LeakageError` where a copy is not in train beside its image."
+    stray = _stray_copies(catalog)
+    if stray: raise LeakageError(f'Repeated images outside the training part, or without their image in it: {len(stray)} ({", ".join(stray[:5])}). '
+        "Split again from the images themselves, catalog[catalog['copy'] == 0], and upsample_training afterwards.")
 
 # %% ../nbs/api/05_split.ipynb #fd04f701
 def _name(path):
@@ -61,12 +80,13 @@ def _name(path):
 def item_ids(
     catalog # Column `path`
 )->list:    # One text an image, in the order of the rows
-    "Names that tell the images apart, the same on every machine. Raises `SplitError` where a path stands twice."
+    "Names that tell the images apart, the same on every machine; a copy has the name of its image. Raises `SplitError` where a path stands twice."
     paths = [str(p).replace('\\', '/') for p in catalog.path]
-    twice = pd.Series(paths)[pd.Series(paths).duplicated()]
+    own = pd.Series(paths)[~_is_copy(catalog)]
+    twice = own[own.duplicated()]
     if len(twice): raise SplitError(f'{_name(twice.iloc[0])} stands in the catalog more than once ({len(twice)} rows too many). Remove duplicates: catalog.drop_duplicates("path").')
     names = [_name(p) for p in paths]
-    if len(set(names)) == len(names): return names
+    if len(set(names)) == len(set(paths)): return names
     root = os.path.commonpath([os.path.dirname(p) for p in paths])
     return [os.path.relpath(p, root).replace(os.sep, '/') for p in paths]
 
@@ -137,13 +157,28 @@ def _marked(catalog, split, by):
     return catalog
 
 # %% ../nbs/api/05_split.ipynb #b155d2ca
-def _official(catalog):
+def _official(catalog, valid=0., seed=0):
     "The split that came with the data, checked; a split that was drawn by image keeps its name."
+    if 'split' not in catalog and 'official' in catalog: return _train_and_test(catalog, valid, seed)
     catalog = _checked(catalog, 'split')
     strange = sorted(set(map(str, catalog.split.unique())) - set(SPLITS))
     if strange: raise SplitError(f'The column `split` holds {", ".join(strange)}; it may hold {", ".join(SPLITS)}.')
     by = catalog.split_by.iloc[0] if 'split_by' in catalog else 'official'
     return _marked(catalog, catalog.split, by)
+
+# %% ../nbs/api/05_split.ipynb #3173f9f6
+def _train_and_test(catalog, valid, seed):
+    "The parts of the column `official`; validation is drawn from TRAIN by patient."
+    catalog = _checked(catalog)
+    part = catalog.official.astype('string').str.lower().fillna('nothing')
+    strange = sorted(set(part) - {'train', 'test'})
+    if strange: raise SplitError(f'The column `official` holds {", ".join(strange)}; it may hold TRAIN and TEST.')
+    train = (part == 'train').to_numpy()
+    unknown = int(catalog[train].patient.isna().sum())
+    if valid and unknown: raise SplitError(f'The patient of {unknown} of {train.sum()} images in TRAIN is unknown, so no validation part can be drawn from it by patient. Leave them out, catalog[catalog.patient.notna()], or ask for valid=0.')
+    sides = np.where(train, 'train', 'test').astype(object)
+    if valid: sides[train] = split_catalog(catalog[train], valid=valid, seed=seed).split
+    return _marked(catalog, sides, 'official')
 
 # %% ../nbs/api/05_split.ipynb #fa9c2681
 def split_catalog(
@@ -151,13 +186,15 @@ def split_catalog(
     *,
     valid=.2,     # Validation part: fraction of each class, or images a class
     test=0.,      # Test part: fraction of each class, or images a class
-    by='patient', # 'patient', 'image' (frames of a patient on both sides) or 'official' (the column `split` as it is)
+    by='patient', # 'patient', 'image' (frames of a patient on both sides) or 'official' (the column `split` as it is, or TRAIN and TEST of `official`)
     seed=0        # The same seed gives the same split, whatever the order of the rows
 ):                # A copy with the columns `split` ('train', 'valid', 'test') and `split_by`
     "Split each class. Images are counted exactly, patients come whole and as near to the count as they can. Raises `SplitError`."
     _check_seed(seed)
-    if by == 'official': return _official(catalog)
+    if by == 'official': return _official(catalog, valid, seed)
     catalog = _checked(catalog)
+    _no_copies(catalog)
+    _one_name_each(catalog, "Choose by='official' where the data came split.")
     _check_sizes(valid, test)
     units,rng,parts = _units(catalog, by), np.random.default_rng(seed), {}
     for label in _classes(catalog):
@@ -165,14 +202,37 @@ def split_catalog(
         parts |= _divide(sizes, valid, test, rng, label, by)
     return _marked(catalog, [parts[u] for u in units], by)
 
+# %% ../nbs/api/05_split.ipynb #40a51985
+def _one_name_each(catalog, way_out):
+    "Raise where images have several findings, so that classes overlap."
+    if has_several(catalog): raise SplitError(f'Images of this catalog may have several findings, so its classes overlap and cannot be drawn one by one. {way_out}')
+
+def _no_copies(catalog):
+    "Raise where images are repeated already, with what drawing them would do."
+    n = int(_is_copy(catalog).sum())
+    if n: raise SplitError(f"{n} of {len(catalog)} rows are repeated images. {_leak(_originals(catalog).label.value_counts(), catalog.label.value_counts())} "
+        "Take the images themselves, catalog[catalog['copy'] == 0], split them, and repeat afterwards: upsample_training.")
+
+def _leak(before, after, aside=.2):
+    "A sentence: what becomes of repeated rows that are split by image."
+    def share(m, n): # a tested image is one of k equal rows, k times more often met; none of the others in train: aside**(k-1)
+        k,rest = divmod(n, m)
+        return (rest*(k + 1)*(1 - aside**k) + (m - rest)*k*(1 - aside**(k - 1)))/n
+    shares = {c: share(int(before[c]), int(after[c])) for c in before.index}
+    worst = max(shares, key=shares.get)
+    whole = sum(shares[c]*after[c] for c in shares)/sum(after[c] for c in shares)
+    return (f'Repeated before a split by image with a fifth for testing, about {shares[worst]:.0%} of the tested {worst} images, and {whole:.0%} of all, would have a copy of themselves in the training part: '
+        'the test would ask whether the network remembers them.')
+
 # %% ../nbs/api/05_split.ipynb #96b29008
 def _tally(part, classes, positive):
     "One row of the summary."
     known = part.dropna(subset='patient')
     n_patients = known.patient.nunique() if len(known) == len(part) else pd.NA
     row = dict(images=len(part), patients=n_patients)
+    groups = by_class(part) if len(part) else {}
     for c in classes:
-        own = part[part.label == c]
+        own = groups.get(c, part[:0])
         row |= {f'{c} images': len(own), f'{c} patients': pd.NA if n_patients is pd.NA else own.patient.nunique()}
     row['prevalence by image'] = row[f'{positive} images']/max(len(part), 1)
     row['prevalence by patient'] = pd.NA if n_patients is pd.NA else row[f'{positive} patients']/max(n_patients, 1)
@@ -183,13 +243,15 @@ def split_summary(
     catalog,      # A catalog with the column `split`
     positive=None # The class whose prevalence is given; by default the last in alphabetical order
 ):                # One row a part and one for the whole: images, patients, by class, prevalence, how it was split
-    "Count images and patients of each part. Patients are <NA> where they are unknown."
-    catalog = _checked(catalog, 'split')
-    classes = sorted(catalog.label.unique())
+    "Count images and patients of each part. Patients are <NA> where they are unknown; repeated images have a column of their own."
+    whole = _checked(catalog, 'split')
+    catalog,copies = _originals(whole), whole[_is_copy(whole)]
+    classes = list(by_class(catalog))
     positive = positive or classes[-1]
     if positive not in classes: raise SplitError(f'positive = {positive!r} is not a class. Choose one of {", ".join(classes)}.')
     parts = {s: catalog[catalog.split == s] for s in SPLITS if (catalog.split == s).any()} | dict(whole=catalog)
     table = pd.DataFrame({s: _tally(part, classes, positive) for s,part in parts.items()}).T
+    if 'copy' in catalog: table.insert(2, 'copies', [int((copies.split == s).sum()) if s != 'whole' else len(copies) for s in table.index])
     counts = [c for c in table if not c.startswith('prevalence')]
     table = table.astype({c: 'Int64' if c in counts else 'Float64' for c in table})
     return table.assign(split_by=catalog.get('split_by', pd.Series(['unknown'])).iloc[0])
@@ -198,8 +260,8 @@ def split_summary(
 def split_hash(
     catalog # A catalog with the column `split`
 )->str:     # 64 hexadecimal digits
-    "SHA-256 over image names and their parts; the order of the rows and the place of the files do not matter."
-    catalog = _checked(catalog, 'split')
+    "SHA-256 over image names and their parts; the order of the rows, the place of the files and repeated images do not matter."
+    catalog = _originals(_checked(catalog, 'split'))
     lines = sorted(f'{i}\t{s}' for i,s in zip(item_ids(catalog), catalog.split))
     return sha256('\n'.join(lines).encode())
 
@@ -212,6 +274,8 @@ def patient_folds(
     "Stratified folds of whole patients. Raises `SplitError`."
     _check_seed(seed)
     catalog = _checked(catalog)
+    _no_copies(catalog)
+    _one_name_each(catalog, 'Take one finding at a time.')
     _known_patients(catalog, 'Folds of patients need the column `patient`.')
     few = catalog.groupby('label').patient.nunique().loc[_classes(catalog)]
     if n_folds < 2 or few.min() < n_folds:
@@ -256,6 +320,8 @@ def balanced_sample(
     "Draw `n` images of each class without replacement. Raises `SplitError` where a class has too few."
     _check_seed(seed)
     catalog = _checked(catalog)
+    _no_copies(catalog)
+    _one_name_each(catalog, 'Take one finding at a time.')
     if how not in ('patients', 'images'): raise SplitError(f"how = {how!r}: choose 'patients' (equal frames a patient) or 'images' (the study's draw).")
     if how == 'patients': _known_patients(catalog, "Choose how='images' to draw without regard to patients.")
     have = catalog.label.value_counts().loc[_classes(catalog)]
@@ -310,14 +376,15 @@ def _patient_check(catalog, sides):
 
 # %% ../nbs/api/05_split.ipynb #b1be29cb
 def _bytes_check(catalog, sides):
-    "Files with the same bytes on two sides. Only files of one size are read."
-    files = pd.DataFrame(dict(path=catalog.path.astype(str).to_numpy(), side=sides, item=item_ids(catalog)))
-    files = files[~files.path.str.contains('#')]
-    lost = [i for p,i in zip(files.path, files.item) if not os.path.isfile(p)]
+    "Images with the same content on two sides: files by their bytes, images of archives by their pixels."
+    items,paths = item_ids(catalog), catalog.path.astype(str).tolist()
+    inner = [split_item(p) for p in paths]
+    held = {o for o in {f[0] if f else p for f,p in zip(inner, paths)} if not os.path.isfile(o)}
+    lost = [i for f,p,i in zip(inner, paths, items) if (f[0] if f else p) in held]
     if lost: raise SplitError(f'{len(lost)} files of the catalog are not there, the first is {lost[0]}. Make the catalog again, or pass files=False.')
-    alike = files[files.groupby(files.path.map(os.path.getsize)).path.transform('size') > 1]
-    twins = alike.assign(digest=alike.path.map(sha256)).groupby('digest').filter(lambda o: o.side.nunique() > 1)
-    return len(files), [' = '.join(o['item']) for _,o in twins.groupby('digest')]
+    files = pd.DataFrame(dict(content=content_ids(paths), side=sides, item=items))
+    twins = files[files.content.isin(_shared(files.content, sides))]
+    return len(files), [' = '.join(o['item']) for _,o in twins.groupby('content', sort=False)]
 
 # %% ../nbs/api/05_split.ipynb #67bab587
 def audit_leakage(
@@ -327,15 +394,72 @@ def audit_leakage(
     files=True, # Compare the bytes of the files too?
     raises=True # Raise `LeakageError` where something is found; False gives the table only
 ):              # One row a check: images checked, how much was found, the first five
-    "Look for patients and for files that stand on two sides. A check that had nothing to look at shows 0 images checked."
-    catalog = _checked(catalog, on)
+    "Look for patients and for images that stand on two sides. A check that had nothing to look at shows 0 images checked."
+    rows = _checked(catalog, *([] if on == 'split' and 'split' in catalog else [on]))
+    catalog = _originals(rows)
     sides = catalog[on].astype(str).to_numpy()
-    checks = {'same patient': _patient_check(catalog, sides)} | ({'same bytes': _bytes_check(catalog, sides)} if files else {})
+    copies = {'copies outside train': (int(_is_copy(rows).sum()), _stray_copies(rows, on))} if 'copy' in rows else {}
+    checks = copies | {'same patient': _patient_check(catalog, sides)} | ({'same bytes': _bytes_check(catalog, sides)} if files else {})
     table = pd.DataFrame([dict(check=k, checked=n, found=len(o), first=', '.join(o[:5])) for k,(n,o) in checks.items()]).set_index('check')
     bad = table[table.found > 0]
-    if raises and len(bad): raise LeakageError('; '.join(f'{k} on two sides: {r.found} ({r["first"]})' for k,r in bad.iterrows())
+    if raises and len(bad): raise LeakageError('; '.join(f'{k}{" on two sides"*k.startswith("same")}: {r.found} ({r["first"]})' for k,r in bad.iterrows())
         + ". Split with by='patient' and remove copies, or look at the table with raises=False.")
     return table
+
+# %% ../nbs/api/05_split.ipynb #33185b27
+def upsample_training(
+    catalog,   # A catalog with the column `split`
+    *,
+    times=None,# {class: how often each of its images stands in train}; by default all classes become as large as the largest
+    seed=0     # The same seed repeats the same images
+):             # The catalog, then the repeated rows; `copy` is 0 for the image itself, 1, 2, ... for a repetition
+    "Repeat training images of the smaller classes; validation and test stay as they are. Raises `SplitError`, before a split with the reason."
+    _check_seed(seed)
+    if _is_copy(catalog).any(): raise SplitError(f"{_is_copy(catalog).sum()} rows are repeated already. Start from the images themselves: catalog[catalog['copy'] == 0].")
+    catalog,n = _training(catalog)
+    repeats = _repeats(n, times)
+    ordered = pd.Series(range(len(catalog))).iloc[np.argsort(np.array(item_ids(catalog)), kind='stable')]
+    ordered = ordered[(catalog.split == 'train').to_numpy()[ordered]]
+    rows,numbers,rng = [], [], np.random.default_rng(seed)
+    for label,(whole,rest) in repeats.items():
+        own = ordered[(catalog.label == label).to_numpy()[ordered]].to_numpy()
+        rows += [np.tile(own, whole), rng.permutation(own)[:rest]]
+        numbers += [np.repeat(np.arange(1, whole + 1), len(own)), np.full(rest, whole + 1)]
+    more = catalog.iloc[np.concatenate(rows)].assign(copy=np.concatenate(numbers))
+    return pd.concat([catalog.assign(copy=0), more], ignore_index=True).astype(dict(copy='Int64'))
+
+# %% ../nbs/api/05_split.ipynb #29ab7d98
+def _training(catalog):
+    "The catalog, and its training images by class; raises before a split, after upsampling, and where classes overlap or are absent."
+    if 'split' not in catalog and len(_checked(catalog)): raise SplitError(f'The catalog is not split yet. {_before_split(catalog)} Split first: split_catalog(catalog, ...).')
+    catalog = _checked(catalog, 'split')
+    _one_name_each(catalog, 'Repeating one finding repeats the others: train with the classes as they are.')
+    n = catalog.label[catalog.split == 'train'].value_counts().reindex(_classes(catalog), fill_value=0)
+    if n.min() == 0: raise SplitError(f'Class {n.idxmin()} has no training image. Split again with a larger training part.')
+    return catalog, n
+
+def _before_split(catalog):
+    "Why images are repeated and classes weighed after the split."
+    n = catalog.label.value_counts()
+    if has_several(catalog) or len(n) < 2: return 'Only training images may be repeated or weighed.'
+    return f'Only training images may be repeated or weighed. {_leak(n, n*0 + n.max())}'
+
+def _repeats(n, times):
+    "{class: (how often all images are repeated, how many once more)}."
+    times = times or {}
+    strange = [c for c in times if c not in n.index]
+    if strange: raise SplitError(f'times: {strange[0]!r} is no class. Choose from {", ".join(n.index)}.')
+    bad = {c: k for c,k in times.items() if not _is_count(k) or k < 1}
+    if bad: raise SplitError(f'times = {times!r}: give whole numbers from 1 (each image once) on.')
+    return {c: (times.get(c, 1) - 1, 0) for c in n.index} if times else {c: divmod(int(n.max() - k), int(k)) for c,k in n.items()}
+
+# %% ../nbs/api/05_split.ipynb #29385138
+def class_weights(
+    catalog # A catalog with the column `split`
+)->dict:    # {class: its weight in the loss}; the mean over the training images is 1
+    "Weights by the training images only, n/(classes * n of the class). Raises `SplitError`, before a split with the reason."
+    _,n = _training(catalog)
+    return {c: float(n.sum()/(len(n)*k)) for c,k in n.items()}
 
 # %% ../nbs/api/05_split.ipynb #efc04653
 def _targets(catalog):
@@ -344,6 +468,7 @@ def _targets(catalog):
     if bad: raise SplitError(f'The label {bad[0]!r} cannot be the name of a folder. Rename the class.')
     inner = [p for p in catalog.path if '#' in str(p)]
     if inner: raise SplitError(f'{_name(inner[0])} lies inside another file and cannot be copied or linked.')
+    if _is_copy(catalog).any(): raise SplitError(f"{_is_copy(catalog).sum()} rows are repeated images, and a folder holds each image once. Lay out catalog[catalog['copy'] == 0], and use upsample_training after reading it again.")
     places = [f'{s}/{l}/' for s,l in zip(catalog.split, catalog.label)]
     names = pd.Series([p + _name(o) for p,o in zip(places, catalog.path)])
     long = [p + i.replace('/', '__') for p,i in zip(places, item_ids(catalog))]
@@ -393,7 +518,7 @@ def make_folders(
 )->Path:          # `dest`
     "Lay out `train|valid|test / class` with a list `split.csv`. Nothing is ever deleted or overwritten: raises `SplitError` instead."
     if link not in _LINKS: raise SplitError(f"link = {link!r}: choose False, 'hard' or 'symbolic'.")
-    dest,catalog = Path(dest), _official(catalog)
+    dest,catalog = Path(dest), _official(_checked(catalog, 'split'))
     plan = dict(zip(_targets(catalog), map(str, catalog.path)))
     if len(plan) < len(catalog): raise SplitError('Two images would get the same name in one folder. Rename one of them.')
     lost = [p for p in plan.values() if not os.path.isfile(p)]

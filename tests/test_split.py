@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import real_data
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from medfast import split as split_module
-from medfast.catalog import dmr_catalog, folder_catalog
-from medfast.split import (LeakageError, SplitError, audit_leakage, balance_training, balanced_sample, images_per_patient, item_ids,
-                           make_folders, patient_folds, split_catalog, split_command, split_hash, split_summary, study_order)
+from medfast.catalog import coronahack_catalog, dmr_catalog, folder_catalog, medmnist_catalog, radiography_catalog
+from medfast.split import (LeakageError, SplitError, audit_leakage, balance_training, balanced_sample, class_weights, images_per_patient, item_ids,
+                           make_folders, patient_folds, split_catalog, split_command, split_hash, split_summary, study_order, upsample_training)
 
 fast = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -399,6 +400,193 @@ def test_equal_names_from_two_folders(tmp_path):
                 rows.append(dict(path=str(fn), label=label, patient=f'{folder}{label}{i}'))
     catalog = split_catalog(pd.DataFrame(rows), valid=.25)
     assert len(tree(make_folders(catalog, tmp_path/'dest'))) == 17
+
+
+# --- repeated images and weights
+
+@settings(fast, max_examples=20)
+@given(catalogs, fractions, fractions, st.integers(0, 99))
+def test_upsampling(catalog, valid, test, seed):
+    split = split_catalog(catalog, valid=valid, test=test, seed=seed)
+    more = upsample_training(split, seed=seed)
+    train = more[more.split == 'train']
+    assert train.label.value_counts().nunique() == 1 and len(train) == 2*split[split.split == 'train'].label.value_counts().max()
+    pd.testing.assert_frame_equal(more[:len(split)].drop(columns='copy'), split, check_dtype=False) # the images themselves, as they were
+    copies = more[len(split):]
+    assert (copies['copy'] > 0).all() and set(copies.split) <= {'train'} and (more['copy'][:len(split)] == 0).all() and str(more['copy'].dtype) == 'Int64'
+    assert not more.duplicated(['path', 'copy']).any() and more.path.value_counts()[train[train.label == train.label.iloc[0]].path].gt(0).all()
+    for _,own in train.groupby('label'): assert own.path.value_counts().max() - own.path.value_counts().min() <= 1 # all about equally often
+    assert split_hash(more) == split_hash(split) and audit_leakage(more, files=False).found.sum() == 0
+    assert split_summary(more).drop(columns='copies').equals(split_summary(split)) and split_summary(more).copies['whole'] == len(copies)
+    again = upsample_training(split.sample(frac=1, random_state=seed), seed=seed)
+    assert set(zip(again.path, again['copy'])) == set(zip(more.path, more['copy']))
+
+
+def corona_like(): return pd.DataFrame([dict(path=f'/data/{l}/{i}.jpeg', label=l) for l,n in dict(Normal=1576, Pneumonia=4334).items() for i in range(n)])
+
+
+def test_study_000():
+    split = split_catalog(corona_like(), valid=0, test=.2, by='image')
+    train = lambda o: o[o.split == 'train'].label.value_counts().to_dict()
+    assert train(split) == dict(Normal=1261, Pneumonia=3467) and (split.split == 'test').sum() == 1182
+    assert train(upsample_training(split, times=dict(Normal=3))) == dict(Normal=3783, Pneumonia=3467)
+    assert train(upsample_training(split)) == dict(Normal=3467, Pneumonia=3467)
+    weights = class_weights(split)
+    assert weights == pytest.approx(dict(Normal=4728/2/1261, Pneumonia=4728/2/3467))
+    assert sum(weights[l] for l in split.label[split.split == 'train'])/4728 == pytest.approx(1)
+
+
+def test_before_the_split_it_says_what_would_leak():
+    with pytest.raises(SplitError, match=r'about 93% of the tested Normal images, and 47% of all, would have a copy of themselves in the training part.*Split first: split_catalog'): upsample_training(corona_like())
+    with pytest.raises(SplitError, match='not split yet. Only training images'): class_weights(corona_like())
+
+
+@fast
+@given(st.integers(10, 40), st.integers(2, 6), st.integers(0, 999))
+def test_the_number_in_the_warning_is_right(m, k, seed):
+    "Drawn a hundred times, as often as it says, for classes of 10 m and 10 m k images."
+    rng,test,image = np.random.default_rng(seed), 2*m*k, np.tile(np.arange(10*m), k)
+    share = []
+    for _ in range(100):
+        order = rng.permutation(image)
+        share.append(np.isin(order[:test], order[test:]).mean())
+    told = int(split_module._leak(pd.Series(dict(a=10*m, b=10*m*k)), pd.Series(dict(a=10*m*k, b=10*m*k))).partition('about ')[2].partition('%')[0])/100
+    assert abs(np.mean(share) - told) < .03
+
+
+def test_repeated_images_are_not_drawn_again():
+    split = split_catalog(catalog_of(dict(A=[2]*9, B=[2]*4)), valid=.25)
+    more = upsample_training(split)
+    for call in (lambda: split_catalog(more), lambda: split_catalog(more, by='image'), lambda: patient_folds(more, 2), lambda: balanced_sample(more, 2), lambda: balance_training(more), lambda: study_order(more)):
+        with pytest.raises(SplitError, match=r"rows are repeated images.*catalog\[catalog\['copy'\] == 0\]"): call()
+    with pytest.raises(SplitError, match='repeated already'): upsample_training(more)
+    assert split_hash(split_catalog(more, by='official')) == split_hash(split) and set(class_weights(more).values()) == {1.}
+    originals = more[more['copy'] == 0]
+    assert split_hash(split_catalog(originals, valid=.25)) == split_hash(split)
+
+
+@pytest.mark.parametrize('spoil', [lambda m: m.assign(split=[*m.split[:-1], 'valid']), lambda m: m.drop(index=m.index[(m['copy'] == 0) & (m.path == m.path.iloc[-1])]),
+                                   lambda m: m.assign(split=m.split.mask((m['copy'] == 0) & (m.path == m.path.iloc[-1]), 'test'))])
+def test_stray_copies_are_leaks(spoil):
+    "A copy outside train, without its image, or with its image on another side."
+    more = spoil(upsample_training(split_catalog(catalog_of(dict(A=[2]*9, B=[2]*4)), valid=.25)))
+    for call in (split_summary, split_hash, class_weights, lambda o: split_catalog(o, by='official')):
+        with pytest.raises(LeakageError, match='Repeated images outside the training part'): call(more)
+    with pytest.raises(LeakageError, match='copies outside train: 1'): audit_leakage(more, files=False)
+    assert audit_leakage(more, files=False, raises=False).loc['copies outside train', 'found'] == 1
+
+
+@pytest.mark.parametrize('times,told', [(dict(C=2), "'C' is no class. Choose from A, B"), (dict(B=0), 'whole numbers from 1'), (dict(B=1.5), 'whole numbers'), (dict(B=True), 'whole numbers')])
+def test_odd_times(times, told):
+    with pytest.raises(SplitError, match=told): upsample_training(split_catalog(catalog_of(dict(A=[2]*9, B=[2]*4))), times=times)
+
+
+def test_a_class_without_training_images():
+    catalog = catalog_of(dict(A=[2]*3, B=[2]*3)).assign(split=['train']*6 + ['test']*6)
+    for call in (upsample_training, class_weights):
+        with pytest.raises(SplitError, match='Class B has no training image'): call(catalog)
+
+
+def test_folders_hold_each_image_once(files, tmp_path):
+    more = upsample_training(files, times=dict(Sick=2))
+    with pytest.raises(SplitError, match='a folder holds each image once'): make_folders(more, tmp_path/'dest')
+    make_folders(more[more['copy'] == 0], tmp_path/'dest')
+
+
+# --- splits that came with the data
+
+def test_official_parts_of_coronahack():
+    catalog = catalog_of(dict(Normal=[2]*12, Pneumonia=[3]*12)).assign(official='TRAIN')
+    catalog.loc[catalog.patient.isin(['0001', '0013']), 'official'] = 'TEST'
+    split = split_catalog(catalog, valid=.25, by='official', seed=3)
+    assert set(split.split_by) == {'official'} and (split.split == 'test').equals(split.official == 'TEST') and set(split.split) == {'train', 'valid', 'test'}
+    assert split.groupby('patient').split.nunique().max() == 1
+    assert split_hash(split_catalog(catalog.sample(frac=1, random_state=1), valid=.25, by='official', seed=3)) == split_hash(split)
+    assert set(split_catalog(catalog, valid=0, by='official').split) == {'train', 'test'}
+    unknown = catalog.assign(patient=catalog.patient.mask(catalog.index == 5))
+    with pytest.raises(SplitError, match=r'patient of 1 of 55 images in TRAIN is unknown.*valid=0'): split_catalog(unknown, by='official')
+    assert len(split_catalog(unknown, valid=0, by='official')) == 60
+    with pytest.raises(SplitError, match='`official` holds dev'): split_catalog(catalog.assign(official='DEV'), by='official')
+    with pytest.raises(SplitError, match="no column 'split'"): make_folders(catalog, 'nowhere')
+
+
+def npz(fn, several=False, n=dict(train=12, val=6, test=6)):
+    "A made-up archive of three classes, every image different."
+    rng = np.random.default_rng(0)
+    labels = {f'{p}_labels': rng.integers(0, 2, (m, 3)) if several else np.arange(m)[:, None] % 3 for p,m in n.items()}
+    np.savez(fn, **labels, **{f'{p}_images': rng.integers(0, 256, (m, 8, 8), np.uint8) for p,m in n.items()}, classes=np.array(['a', 'b', 'c']), source=np.array('made up'))
+    return medmnist_catalog(fn)
+
+
+def test_archives_keep_their_split(tmp_path):
+    catalog = npz(tmp_path/'x.npz')
+    split = split_catalog(catalog, by='official')
+    assert split_summary(split).images.to_dict() == dict(train=12, valid=6, test=6, whole=24) and split_summary(split).patients.isna().all() and set(split.split_by) == {'official'}
+    with pytest.raises(SplitError, match="patient of 24 of 24 images is unknown.*by='official'"): split_catalog(catalog)
+    assert audit_leakage(split).checked.tolist() == [0, 24]
+    more = upsample_training(split[split.label.ne('a') | split.index.isin([0, 12, 18])])
+    assert more[more.split == 'train'].label.value_counts().to_dict() == dict(a=4, b=4, c=4)
+    with pytest.raises(SplitError, match='lies inside another file'): make_folders(split, tmp_path/'dest')
+
+
+def test_equal_pixels_in_an_archive_are_found(tmp_path):
+    catalog = npz(tmp_path/'x.npz')
+    arrays = dict(np.load(tmp_path/'x.npz'))
+    arrays['test_images'][4] = arrays['train_images'][7]
+    np.savez(tmp_path/'y.npz', **arrays)
+    with pytest.raises(LeakageError, match=r'same bytes on two sides: 1 \(y.npz#train/7 = y.npz#test/4\)'): audit_leakage(medmnist_catalog(tmp_path/'y.npz'))
+    both = pd.concat([catalog, medmnist_catalog(tmp_path/'y.npz')], ignore_index=True)
+    assert audit_leakage(both[(both.split == 'train') | both.path.str.contains('y.npz#test')], raises=False).loc['same bytes', 'found'] == 1
+    os.remove(tmp_path/'x.npz')
+    with pytest.raises(SplitError, match=r'24 files of the catalog are not there, the first is x.npz#train/0'): audit_leakage(catalog)
+
+
+def test_several_findings_are_counted_one_by_one_and_not_balanced(tmp_path):
+    split = split_catalog(npz(tmp_path/'x.npz', several=True), by='official')
+    summary = split_summary(split)
+    assert summary.loc['whole', 'a images'] == split.label.str.split('|').map(lambda o: 'a' in o).sum() and {'a images', 'b images', 'c images', 'none images'} <= set(summary)
+    for call in (upsample_training, class_weights, lambda o: split_catalog(o, by='image'), lambda o: balanced_sample(o, 2, how='images'), lambda o: patient_folds(o, 2)):
+        with pytest.raises(SplitError, match='several findings'): call(split)
+    with pytest.raises(SplitError, match='not split yet'): upsample_training(split.drop(columns='split'))
+
+
+def test_large_archives_in_seconds():
+    "As many images as tissuemnist has; without files."
+    from time import perf_counter
+    parts = dict(train=165_466, valid=23_640, test=47_280)
+    catalog = pd.concat([pd.DataFrame(dict(path=[f'/d/t.npz#{p}/{i}' for i in range(n)], label=(np.arange(n)**2 % 7 % 4).astype(str), split=p)) for p,n in parts.items()], ignore_index=True)
+    start = perf_counter()
+    split = split_catalog(catalog, by='official')
+    split_summary(split); split_hash(split); class_weights(split); audit_leakage(split, files=False)
+    assert len(upsample_training(split)) == 236_386 + 47_276 and split_catalog(catalog, by='image').split.nunique() == 2
+    assert perf_counter() - start < 60
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_public_coronahack_by_patient():
+    catalog = coronahack_catalog(real_data('coronahack'))
+    split = split_catalog(catalog, valid=.2, test=.2, seed=1)
+    assert audit_leakage(split).found.sum() == 0 and split_summary(split).patients['whole'] == 952
+    assert catalog.patient.str.replace('_(bacteria|virus)|NORMAL2-', '', regex=True).nunique() < 952 # bare numbers repeat across kinds
+    by_image = audit_leakage(split_catalog(catalog, valid=.2, test=.2, by='image', seed=1), raises=False)
+    assert by_image.found['same patient'] > 50 and by_image.found['same bytes'] > 0 # twins, all of one patient each
+    more = upsample_training(split)
+    assert more[more.split == 'train'].label.value_counts().nunique() == 1 and audit_leakage(more).found.sum() == 0
+
+
+def test_public_archives_have_twins_on_two_sides():
+    for name,found in dict(breastmnist=1, pneumoniamnist=8).items():
+        assert audit_leakage(medmnist_catalog(real_data('medmnist'), name), raises=False).loc['same bytes', 'found'] == found
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_public_radiography_twins():
+    catalog = radiography_catalog(real_data('radiography'))
+    with pytest.raises(SplitError, match="patient of 900 of 900 images is unknown.*by='image'"): split_catalog(catalog)
+    twins = catalog.path.str.contains('COVID-314[24]')
+    planted = split_catalog(catalog, by='image').assign(split=np.where(catalog.path.str.contains('COVID-3142'), 'valid', 'train'))
+    assert twins.sum() == 2
+    with pytest.raises(LeakageError, match='COVID-3142.png = COVID-3144.png'): audit_leakage(planted)
 
 
 # --- the command, and real matrices
