@@ -9,15 +9,26 @@ import pandas as pd
 import pytest
 import torch
 import torchvision
-from fastai.losses import CrossEntropyLossFlat
+from fastai.callback.training import BnFreeze
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
+from fasttransform import Transform
 from PIL import Image
+from torch import nn
 
-from medfast import models
-from medfast.loaders import study_dls
-from medfast.models import ARCHITECTURES, ModelError, build_model, count_parameters, find_weights, medical_learner, three_groups
+from medfast import models, networks
+from medfast.interpret import grad_cam
+from medfast.loaders import array_dls, study_dls
+from medfast.models import (ARCHITECTURES, NETWORKS, ModelError, block_table, body_blocks, build_model, count_parameters, dense_head, find_weights, layer_table,
+    medical_learner, three_groups)
+from medfast.networks import TABLES, build_network
+from medfast.precompute import PrecomputeError
+from medfast.predictions import UntrainedWarning  # noqa: F401  (patches Learner)
 
 STUDY = ('resnet18', 'resnet34', 'resnet50', 'resnet152', 'vgg16', 'vgg19')
 FILE = 'squeezenet1_1-b8a52dc0.pth'
+pytestmark = pytest.mark.filterwarnings('ignore::medfast.predictions.UntrainedWarning')
 
 
 @pytest.fixture(scope='module')
@@ -52,6 +63,162 @@ def cached(cache):
 def quiet_fit(learn, *args, **kw):
     with learn.no_bar(), learn.no_logging(): learn.fit(*args, **kw)
     return learn
+
+
+# a network is a table of layers
+
+@pytest.mark.parametrize('n,name,options', [(106_239, 'simple_cnn', {}), (1_662_939, 'big_cnn', {}), (1_664_555, 'big_cnn', dict(bn=True)),
+    (1_663_747, 'big_cnn', dict(bn=True, bias=False)), (13_531_204, 'covid_cnn', dict(n_in=3, n_out=4))])
+def test_the_studies_networks_have_the_printed_numbers_of_parameters(n, name, options):
+    "Torch's own sum, not that of `count_parameters`; nothing rests."
+    model = NETWORKS[name](**{**dict(n_in=1, n_out=11), **options})
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad)==n
+
+
+def test_the_base_network_is_that_of_the_studys_notebook():
+    "Written out by hand, with the same weights, it gives the same logits."
+    by_hand = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(784, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 11))
+    ours,x = models.simple_cnn(1, 11), torch.randn(3, 1, 28, 28)
+    by_hand.load_state_dict(dict(zip(by_hand.state_dict(), ours.state_dict().values())))
+    assert torch.equal(ours(x), by_hand(x))
+
+
+def test_batch_norm_stands_between_layer_and_relu():
+    words = lambda part: [type(m).__name__ for m in part]
+    body,head = models.big_cnn(1, 11, bn=True)
+    assert words(body)==['Conv2d', 'BatchNorm2d', 'ReLU', 'MaxPool2d']*2
+    assert words(head)==['Flatten'] + ['Linear', 'BatchNorm1d', 'ReLU']*2 + ['Linear']
+
+
+def test_redundant_biases_and_no_others_go():
+    plain,lean = models.big_cnn(1, 3, bn=True), models.big_cnn(1, 3, bn=True, bias=False)
+    assert set(plain.state_dict()) - set(lean.state_dict())=={f'{o}.bias' for o in ('0.conv1', '0.conv2', '1.dense1', '1.dense2')}
+    with pytest.raises(ModelError, match='bn=True'): models.big_cnn(1, 3, bias=False)
+
+
+@pytest.mark.parametrize('row', ['conv 5 k3', 'conv 5 k5 s2 p2', 'conv 5 k2 p1', 'res 5', 'res 5 s2', 'res 5 s3', 'pool', 'pool 3'])
+def test_sizes_are_foretold(row):
+    "The dense layer after a row fits what the row really gives, for every size that leaves something."
+    tried = 0
+    for rows in range(3, 14):
+        try: model = build_network(f'{row} | dense 2 | out', 2, 3, size=(rows, 9))
+        except ModelError: continue
+        assert model.eval()(torch.randn(1, 2, rows, 9)).shape==(1, 3)
+        tried += 1
+    assert tried > 6
+
+
+@pytest.mark.parametrize('table,says', [('conv 6 k3 | covn 8 | out', "'covn 8' is no row"), ('conv 6 q3 | mean | out', 'no option q'), ('conv k3 | mean | out', 'how many'),
+    ('conv 6 k3 | mean', "ends with 'out'"), ('dense 5 | out', 'begins with rows that make maps'), ('conv 6 | mean | conv 6 | out', 'Put it further up'), ('', 'no row'),
+    ('conv 6 k3 k | out', 'no row'), ('conv 6 k9 | out', 'nothing is left of maps of 8 x 8')])
+def test_tables_that_cannot_be_read(table, says):
+    with pytest.raises(ModelError, match=says): build_network(table, 1, 2, size=8)
+
+
+def test_dense_layers_need_a_size_and_means_do_not():
+    with pytest.raises(ModelError, match="put 'mean' before"): build_network('conv 4 | dense 5 | out', 1, 2)
+    assert build_network('conv 4 | mean | dense 5 | out', 1, 2)(torch.randn(1, 1, 9, 5)).shape==(1, 2)
+
+
+@pytest.mark.parametrize('name', ['simple_cnn', 'big_cnn', 'covid_cnn'])
+def test_stride_and_poolings_that_eat_the_maps_are_an_error(name):
+    with pytest.raises(ModelError, match='nothing is left'): NETWORKS[name](n_in=1, n_out=2, size=3)
+    with pytest.raises(ModelError, match='nothing is left'): build_network(TABLES['big_cnn'].replace('p2', 's2'), 1, 11, size=28)
+
+
+def test_images_of_another_size_or_channels_are_refused_in_words():
+    model = models.simple_cnn(1, 2)
+    for shape,says in [((2, 1, 32, 32), 'Make it with size=32'), ((2, 3, 28, 28), 'Make it with n_in=3'), ((2, 1, 28, 30), r'size=\(28, 30\)'), ((1, 28, 28), 'no batch of images')]:
+        with pytest.raises(ModelError, match=says): model(torch.randn(shape))
+    assert models.simple_cnn(1, 2, size=(28, 30))(torch.randn(2, 1, 28, 30)).shape==(2, 2)
+
+
+@pytest.mark.parametrize('size', [5, 8, 28, 33, 64])
+def test_the_small_resnet_reads_any_size(size):
+    model = models.small_resnet(1, 3, depth=2, stride=2, ps=.1).eval()
+    assert model(torch.randn(2, 1, size, size)).shape==(2, 3)
+    with pytest.raises(ModelError, match='n_in=3, or make'): model(torch.randn(2, 3, size, size))
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_every_network_has_three_groups_and_a_map_to_look_at(name):
+    model = build_model(name, 2, n_in=1, **dict(covid_cnn=dict(size=64)).get(name, {}))
+    groups = [list(g) for g in three_groups(model)]
+    assert all(groups) and sum(map(len, groups))==len(list(model.parameters()))=={id(p) for g in groups for p in g}.__len__()
+    cam = grad_cam(model.eval(), torch.randn(1, 1, *[64 if name=='covid_cnn' else 28]*2))
+    assert cam.ndim==2 and torch.isfinite(torch.as_tensor(cam)).all()
+
+
+def test_groups_and_blocks_of_a_network_that_nobody_named():
+    model = models.simple_cnn(1, 11)
+    assert [len(list(g)) for g in three_groups(model)]==[2, 2, 6] and len(body_blocks(model))==2
+
+
+def test_the_names_are_in_models_as_in_networks():
+    names = ['ModelError', 'simple_cnn', 'big_cnn', 'covid_cnn', 'small_resnet', 'dense_head', 'study_head', 'mirror_cnn', 'count_parameters', 'layer_table']
+    assert all(getattr(models, o) is getattr(networks, o) and o in models.__all__ for o in names)
+
+
+# layer by layer
+
+@pytest.mark.parametrize('make,shape', [(lambda: build_model('resnet18', 2), (3, 64, 64)), (lambda: build_model('squeezenet1_1', 2), (3, 64, 64)),
+    (lambda: models.big_cnn(1, 11, bn=True), (1, 28, 28)), (lambda: torchvision.models.googlenet(init_weights=False), (3, 64, 64)),
+    (lambda: torchvision.models.vit_b_32(image_size=64), (3, 64, 64))], ids=['resnet18', 'squeezenet', 'big', 'unused parts', 'tokens'])
+def test_rows_add_up_to_the_whole(make, shape):
+    with torch.device('meta'): model = make()
+    table = layer_table(model, shape)
+    assert table[['parameters', 'trainable', 'buffers']].sum().tolist()==count_parameters(model).loc['total'].tolist()
+    assert table.index.is_unique and set(table.index) <= set(dict(model.named_modules()))
+
+
+def test_shapes_are_those_of_a_real_pass():
+    model,seen = build_model('resnet18', 2).eval(), {}
+    for name,m in model.named_modules(): m.register_forward_hook(lambda _, __, out, name=name: seen.update({name: tuple(out.shape[1:])}))
+    model(torch.randn(1, 3, 40, 56))
+    table = layer_table(model, (3, 40, 56))
+    assert len(table) > 40 and all(seen[name]==shape for name,shape in table.output.items())
+
+
+def test_looking_at_the_layers_changes_nothing():
+    model = models.big_cnn(1, 11, bn=True)
+    model[0].norm1.eval()
+    before = {k: v.clone() for k,v in model.state_dict().items()}
+    modes,state = [m.training for m in model.modules()], torch.get_rng_state()
+    layer_table(model, (1, 28, 28))
+    with pytest.raises(ModelError): layer_table(model, (1, 30, 30))
+    assert all(torch.equal(v, before[k]) for k,v in model.state_dict().items()) and modes==[m.training for m in model.modules()]
+    assert torch.equal(state, torch.get_rng_state()) and not any(m._forward_hooks for m in model.modules())
+
+
+def test_resting_layers_and_those_that_nothing_calls_are_told():
+    model = models.simple_cnn(1, 2)
+    model.spare = nn.Linear(3, 4)
+    model[0].requires_grad_(False)
+    with pytest.raises(ModelError, match='cannot read'): layer_table(model, (1, 28, 28))
+    class Apart(nn.Module):
+        def __init__(self): super().__init__(); self.net,self.spare = models.simple_cnn(1, 2),nn.Linear(3, 4)
+        def forward(self, x): return self.net(x)
+    wrapped = Apart()
+    wrapped.net[0].requires_grad_(False)
+    table = layer_table(wrapped, (1, 28, 28))
+    assert table.output['spare']=='not called' and table.index[-1]=='spare' and table.trainable[['net.0.conv1', 'net.1.out']].tolist()==[0, 85*2]
+    with pytest.raises(ModelError, match='channels, rows, columns'): layer_table(wrapped, (28, 28))
+
+
+# heads
+
+@pytest.mark.parametrize('options,n,tracked', [({}, 210_001, 0), (dict(bn=True), 214_097, 4_096), (dict(bn=True, ps=.5), 214_097, 4_096), (dict(ps=.5), 210_001, 0), (dict(widths=()), 2_049, 0)])
+def test_the_dense_heads_of_study_000(options, n, tracked):
+    head = dense_head(2048, 1, **options)
+    assert count_parameters(head).loc['total', ['parameters', 'buffers']].tolist()==[n, tracked]
+    assert sum(isinstance(m, nn.Dropout) for m in head)==(2 if options.get('ps') else 0)
+    assert head.eval()(torch.randn(3, 2048, 2, 3)).shape==(3, 1)
+
+
+def test_a_dense_head_on_all_of_the_maps():
+    head = dense_head(512*4*4, 4, widths=(256,), pool=False)
+    assert head(torch.randn(2, 512, 4, 4)).shape==(2, 4) and head(torch.randn(2, 512*16)).shape==(2, 4)
 
 
 # sizes and groups
@@ -96,8 +263,31 @@ def test_timm_resnet_is_cut_where_fastai_cuts_torchvisions(monkeypatch):
         assert sizes(build_model('resnet18', 2))==expected
 
 
+@pytest.mark.parametrize('arch,n', [('vgg16', 5), ('vgg19', 5), ('vgg19_plain', 5), ('resnet18', 5), ('resnet152', 5), ('squeezenet1_1', 9), ('mirror_cnn', 3),
+    ('simple_cnn', 2), ('big_cnn', 2), ('covid_cnn', 4), ('small_resnet', 5), ('densenet121', 8)])
+def test_blocks_cover_the_body_in_its_order(arch, n):
+    with torch.device('meta'): model = build_model(arch, 2)
+    blocks = body_blocks(model)
+    ids = [id(p) for b in blocks for m in b for p in m.parameters()]
+    assert len(blocks)==n and ids==[id(p) for p in model[0].parameters()]
+    table = block_table(model)
+    assert table.parameters.sum()==count_parameters(model).parameters.total and table.index[-1]=='head'
+
+
+@pytest.mark.parametrize('arch,n', [('convnext_atto', 5), ('vit_tiny_patch16_224', 13), ('efficientnet_b0', 8)])
+def test_blocks_of_timm(arch, n):
+    pytest.importorskip('timm')
+    with torch.device('meta'): blocks = body_blocks(build_model(arch, 2))
+    assert len(blocks)==n
+
+
+def test_convolutions_of_plain_vgg19_by_block():
+    with torch.device('meta'): blocks = body_blocks(build_model('vgg19_plain', 2))
+    assert [[m.out_channels for m in b if isinstance(m, nn.Conv2d)] for b in blocks]==[[64]*2, [128]*2, [256]*4, [512]*4, [512]*4]
+
+
 def test_unknown_name_is_answered_with_near_ones():
-    for wrong,near in (('resnet43', 'resnet34'), ('VGG16', 'vgg16'), ('squeezenet', 'squeezenet1_1')):
+    for wrong,near in (('resnet43', 'resnet34'), ('VGG16', 'vgg16'), ('squeezenet', 'squeezenet1_1'), ('big_cn', 'big_cnn')):
         with pytest.raises(ModelError, match=near): build_model(wrong, 2)
 
 
@@ -203,6 +393,218 @@ def test_weights_want_normalised_batches(dls, cached):
     assert [len(dl.after_batch.fs) for dl in dls.loaders]==before
 
 
+def test_weights_of_plain_vgg19_fit_its_body(cache):
+    "The file is found by torchvision's name; its tensors are zeros that share one number."
+    with torch.device('meta'): shapes = {k: v.shape for k,v in torchvision.models.vgg19().state_dict().items()}
+    torch.save({k: torch.zeros(1).expand(o) for k,o in shapes.items()}, cache/'vgg19-dcbb9e9d.pth')
+    state,name = find_weights('vgg19_plain')
+    with torch.device('meta'): body = build_model('vgg19_plain', 2)[0]
+    assert name.startswith('ImageNet: vgg19-dcbb9e9d.pth') and {k: v.shape for k,v in state.items()}=={k: v.shape for k,v in body.state_dict().items()}
+
+
+class FirstChannel(Transform):
+    "Grey batches of what `study_dls` reads."
+    order = 99
+    def encodes(self, x:torch.Tensor): return x[:,:1] if x.ndim==4 else x
+
+
+@pytest.fixture
+def grey(dls):
+    "The same pictures in one channel, not normalised."
+    out = study_dls(pd.concat(dls.catalogs.values()), size=32, bs=4, stats=None, augment=[FirstChannel()], device='cpu')
+    out.n_in = 1
+    return out
+
+
+@pytest.mark.parametrize('arch', ['resnet18', 'squeezenet1_1', 'small_resnet', 'mirror_cnn'])
+def test_grey_arrays_train(grey, cache, arch):
+    learn = quiet_fit(medical_learner(grey, arch), 1, 1e-3)
+    assert next(m for m in learn.model.modules() if isinstance(m, nn.Conv2d)).in_channels==(3 if arch=='mirror_cnn' else 1)
+    assert np.isfinite(learn.recorder.values[-1]).all()
+
+
+def test_timm_reads_grey(grey, cache):
+    pytest.importorskip('timm')
+    assert medical_learner(grey, 'convnext_atto', pretrained=False).model(grey.one_batch()[0]).shape==(4, 2)
+
+
+def test_pretrained_weights_for_grey_are_the_sum_over_colours(grey, dls, cached):
+    with pytest.raises(ModelError, match='any_stats=True'): medical_learner(grey, 'squeezenet1_1')
+    one,three = (medical_learner(o, 'squeezenet1_1', any_stats=True) for o in (grey, dls))
+    x = torch.randn(2, 1, 32, 32)
+    with torch.no_grad(): same = torch.allclose(one.model[0].eval()(x), three.model[0].eval()(x.expand(-1, 3, -1, -1)), atol=1e-4)
+    assert same and one.weights.endswith('summed to one channel') and not three.weights.endswith('channel')
+    grey.n_in = 2
+    with pytest.raises(ModelError, match='2 channels do not'): medical_learner(grey, 'squeezenet1_1', any_stats=True)
+
+
+def test_any_stats_takes_batches_as_they_are(dls, cached):
+    raw = study_dls(pd.concat(dls.catalogs.values()), size=32, bs=4, stats=None)
+    assert medical_learner(raw, 'squeezenet1_1', any_stats=True).weights==medical_learner(dls, 'squeezenet1_1').weights
+
+
+def test_loaders_that_tell_their_stats_without_a_transform(grey, dls, cached):
+    grey.n_in,grey.stats = 3,([.485, .456, .406], [.229, .224, .225])
+    assert medical_learner(grey, 'squeezenet1_1').pretrained
+    grey.stats = ([.5], [.2])
+    with pytest.raises(ModelError, match='n_in=3 in array_dls'): medical_learner(grey, 'squeezenet1_1')
+
+
+def arrays(size=28, **options):
+    "24 grey arrays, bright ones sick; 16 of them train."
+    rng = np.random.default_rng(0)
+    sick = np.arange(24)%3==0
+    images = rng.integers(0, 128, (24, size, size), dtype=np.uint8) + (sick*100).astype(np.uint8)[:,None,None]
+    rows = pd.DataFrame(dict(path=[f'set.npz#train/{i}' for i in range(24)], label=np.where(sick, 'Sick', 'Healthy'), split=['train']*16 + ['valid']*8))
+    return array_dls(rows, images=images, bs=8, device='cpu', **options)
+
+
+@pytest.mark.parametrize('arch', ['resnet18', 'simple_cnn', 'big_cnn', 'small_resnet', 'mirror_cnn'])
+def test_every_way_to_train_on_arrays(cache, arch):
+    learn = medical_learner(arrays(), arch, class_weights='balanced', label_smoothing=.1)
+    quiet_fit(learn, 2, 1e-3)
+    assert np.isfinite(learn.recorder.values[-1]).all() and learn.predictions().probs.shape==(8, 2)
+    assert learn.loss_func.func.weight.tolist()==pytest.approx([16/(2*10), 16/(2*6)])
+
+
+def test_arrays_and_pretrained_weights(cached):
+    imagenet = [.485, .456, .406], [.229, .224, .225]
+    assert medical_learner(arrays(64, n_in=3, stats=imagenet), 'squeezenet1_1').pretrained
+    with pytest.raises(ModelError, match='n_in=3 in array_dls'): medical_learner(arrays(64), 'squeezenet1_1')
+    learn = medical_learner(arrays(64), 'squeezenet1_1', any_stats=True)
+    assert learn.weights.endswith('one channel') and learn.predictions().probs.shape==(8, 2)
+
+
+def test_features_of_arrays(cache):
+    learn = medical_learner(arrays(), 'big_cnn', recipe='study', freeze=True)
+    with learn.precomputed() as facts:
+        assert facts.shape==(3136,)
+        inside = learn.predictions().probs
+    assert np.allclose(inside, learn.predictions().probs, atol=1e-6)
+
+
+# the studies' networks in a learner
+
+def test_a_whole_network_takes_channels_and_classes_from_the_data(grey, dls, cache, caplog):
+    with caplog.at_level(logging.WARNING, 'medfast'): learns = [medical_learner(o, 'big_cnn', bn=True, size=32) for o in (grey, dls)]
+    assert [l.model[0].conv1.in_channels for l in learns]==[1, 3] and [l.model[1].out.out_features for l in learns]==[2, 2]
+    assert learns[0].weights=='random, seed 42' and not learns[0].pretrained and not caplog.records
+    quiet_fit(learns[0], 1, 1e-3)
+    with pytest.raises(ModelError, match='size=32'): quiet_fit(medical_learner(grey, 'big_cnn'), 1)
+
+
+def test_a_whole_network_has_its_own_head_and_options(dls, cache):
+    with pytest.raises(ModelError, match='takes no other head'): medical_learner(dls, 'simple_cnn', head=nn.Linear(2, 2))
+    with pytest.raises(ModelError, match="no option 'lin_ftrs'. It has widths, depth, stride, ps"): medical_learner(dls, 'small_resnet', lin_ftrs=[5])
+    with pytest.raises(ModelError, match='no pretrained weights'): medical_learner(dls, 'small_resnet', pretrained=True)
+
+
+def test_a_head_for_another_number_of_classes(dls, cache):
+    with pytest.raises(ModelError, match=r'gives 1 outputs, and there are 2 classes \(Healthy, Sick\)'): medical_learner(dls, 'squeezenet1_1', pretrained=False, head=dense_head(512, 1))
+
+
+# the loss
+
+def test_label_smoothing_reaches_the_loss_and_is_that_of_torch(dls, cache):
+    out,y = torch.randn(6, 2), torch.tensor([0, 1, 1, 0, 1, 0])
+    learn = medical_learner(dls, 'small_resnet', label_smoothing=.2, class_weights=[1, 3])
+    wanted = torch.nn.functional.cross_entropy(out, y, weight=torch.tensor([1., 3.]), label_smoothing=.2)
+    assert torch.allclose(learn.loss_func(out, y), wanted) and torch.allclose(learn.loss_func.activation(out), out.softmax(1))
+    assert torch.equal(medical_learner(dls, 'small_resnet').loss_func(out, y), torch.nn.functional.cross_entropy(out, y))
+    for wrong in (-.1, 1, 10):
+        with pytest.raises(ModelError, match='label_smoothing'): medical_learner(dls, 'small_resnet', label_smoothing=wrong)
+
+
+def several_labels():
+    "Images that are bright above, below, both or neither."
+    rng = torch.Generator().manual_seed(0)
+    y = torch.rand(32, 2, generator=rng).round()
+    x = torch.randn(32, 1, 8, 8, generator=rng)*.1
+    x[:,0,:4],x[:,0,4:] = x[:,0,:4] + y[:,:1,None],x[:,0,4:] + y[:,1:,None]
+    out = DataLoaders(*[DataLoader(list(zip(x, y)), bs=8, shuffle=o, num_workers=0) for o in (True, False)])
+    out.vocab,out.n_in,out.multi_label = ['above', 'below'],1,True
+    return out
+
+
+def test_several_labels_an_image_are_answered_one_by_one(cache):
+    learn = medical_learner(several_labels(), 'simple_cnn', size=8)
+    assert isinstance(learn.loss_func, BCEWithLogitsLossFlat)
+    quiet_fit(learn, 20, 1e-2)
+    assert list(learn.history)==['epoch', 'train_loss', 'valid_loss', 'accuracy_multi'] and learn.history.accuracy_multi.iloc[-1] > .9
+    for wrong in (dict(class_weights='balanced'), dict(class_weights=[1, 2]), dict(label_smoothing=.1)):
+        with pytest.raises(ModelError, match='one label an image'): medical_learner(several_labels(), 'simple_cnn', size=8, **wrong)
+
+
+# fine-tuning of the last blocks
+
+@pytest.mark.parametrize('n', [0, 1, 3, 5])
+def test_what_rests_does_not_move_by_a_bit(dls, cache, n):
+    "Weights and running statistics, with fastai's recipe, which would train and track batch norm of frozen layers."
+    learn = medical_learner(dls, 'resnet18', freeze=True)
+    learn.unfreeze_last(n)
+    blocks = body_blocks(learn.model)
+    state = lambda part: torch.cat([v.flatten().double() for m in part for v in m.state_dict().values()])
+    before = [state(b) for b in [*blocks, [learn.model[1]]]]
+    quiet_fit(learn, 1, slice(1e-3, 1e-2))
+    assert [not torch.equal(state(b), o) for b,o in zip([*blocks, [learn.model[1]]], before)]==[False]*(5 - n) + [True]*(n + 1)
+    assert [h['lr'] for h in learn.opt.hypers]==pytest.approx([1e-3, 10**-2.5, 1e-2])
+
+
+def test_the_last_blocks_of_plain_vgg19(dls, cache):
+    with torch.device('meta'): learn = medical_learner(dls, 'vgg19_plain', pretrained=False, head=dense_head(512, 2))
+    for n,count in enumerate([0, 9_439_232, 17_698_816, 19_764_224, 19_985_664, 20_024_384]):
+        learn.unfreeze_last(n)
+        assert count_parameters(learn.model).trainable.tolist()==[count, 56_452, count + 56_452]
+
+
+def test_freezing_again_and_unfreezing_all(dls, cache):
+    learn = medical_learner(dls, 'squeezenet1_1', pretrained=False)
+    trains = lambda: [o > 0 for o in block_table(learn.model).trainable]
+    learn.unfreeze_last(2)
+    assert trains()==[False]*7 + [True]*3 and sum(isinstance(cb, BnFreeze) for cb in learn.cbs)==1
+    learn.unfreeze_last(1)
+    assert trains()==[False]*8 + [True]*2 and sum(isinstance(cb, BnFreeze) for cb in learn.cbs)==1
+    learn.freeze()
+    assert trains()==[False]*9 + [True]
+    learn.unfreeze()
+    assert all(trains())
+    quiet_fit(learn, 1, slice(1e-4, 1e-3))
+
+
+@pytest.mark.parametrize('n', [-1, 10, 1.5, None, 'all'])
+def test_blocks_that_are_not_there(dls, cache, n):
+    with pytest.raises(ModelError, match=r'this body has 9 blocks.*0 \(the head alone\) to 9'): medical_learner(dls, 'squeezenet1_1', pretrained=False).unfreeze_last(n)
+
+
+def test_no_body_no_blocks(dls, cache):
+    learn = medical_learner(dls, 'small_resnet')
+    learn.model = nn.Linear(3, 2)
+    with pytest.raises(ModelError, match='body, head'): learn.unfreeze_last(1)
+
+
+# features of a frozen body
+
+@pytest.mark.parametrize('arch,head', [('vgg19_plain', dense_head(512, 2)), ('vgg19_plain', dense_head(512, 2, bn=True, ps=.5)), ('squeezenet1_1', dense_head(512, 2, widths=(8,)))],
+    ids=['vgg', 'vgg, batch norm', 'squeezenet'])
+def test_a_dense_head_learns_on_features_what_it_learns_on_images(dls, cache, arch, head):
+    learn = medical_learner(dls, arch, pretrained=False, recipe='study', freeze=True, head=head)
+    state = {k: v.clone() for k,v in learn.model[0].state_dict().items()}
+    with learn.precomputed() as facts:
+        assert facts.shape==(512,)
+        quiet_fit(learn, 2, 1e-3)
+        on_features = learn.get_preds()[0]
+        with pytest.raises((ModelError, PrecomputeError), match='leave the block'): learn.unfreeze_last(1)
+    assert torch.allclose(learn.get_preds()[0], on_features, atol=1e-5)
+    assert all(torch.equal(v, state[k]) for k,v in learn.model[0].state_dict().items())
+
+
+def test_features_of_a_studys_network(dls, cache):
+    learn = medical_learner(dls, 'big_cnn', bn=True, size=32, recipe='study', freeze=True)
+    with learn.precomputed() as facts:
+        assert facts.shape==(64*8*8,)
+        quiet_fit(learn, 1, 1e-3)
+
+
 # recipes
 
 def test_study_recipe_leaves_a_frozen_body_as_it_is(dls, cache):
@@ -231,7 +633,9 @@ def test_class_weights_reach_the_loss(dls, cache):
     learn = medical_learner(dls, 'squeezenet1_1', class_weights='balanced')
     assert learn.loss_func.func.weight.tolist()==pytest.approx([8/(2*6), 8/(2*2)])
     assert isinstance(medical_learner(dls, 'squeezenet1_1').loss_func, CrossEntropyLossFlat)
-    for wrong in ([1.], 'even'):
+    by_name = medical_learner(dls, 'squeezenet1_1', class_weights=dict(Sick=3, Healthy=1))
+    assert by_name.loss_func.func.weight.tolist()==[1, 3]
+    for wrong in ([1.], 'even', dict(Sick=3)):
         with pytest.raises(ModelError, match='class_weights'): medical_learner(dls, 'squeezenet1_1', class_weights=wrong)
 
 
