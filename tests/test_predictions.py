@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.callback.core import CancelFitException, Callback
 from fastai.callback.schedule import lr_find  # noqa: F401  (patches Learner)
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
@@ -20,11 +21,13 @@ from torch import nn
 
 from medfast.catalog import dmr_catalog
 from medfast.evaluate import Predictions, PredictionsError
-from medfast.loaders import study_dls
+from medfast.loaders import array_dls, study_dls
+from medfast.models import medical_learner
 from medfast.precompute import Precomputed  # noqa: F401  (patches Learner)
-from medfast.predictions import UntrainedWarning, ensemble, is_trained
+from medfast.predictions import KeepSnapshots, UntrainedWarning, ensemble, is_trained
+from medfast.schedule import ScheduleError
 from medfast.settings import set_seeds
-from medfast.split import split_catalog
+from medfast.split import split_catalog, upsample_training
 
 pytestmark = pytest.mark.filterwarnings('ignore::medfast.predictions.UntrainedWarning')
 
@@ -112,6 +115,35 @@ def test_split_by_image_and_unknown_patients_are_told(catalog):
 def test_items_relative_to_a_folder(learn, small_study, tmp_path):
     assert all(o.startswith('txt/T0') for o in learn.predictions(folder=small_study).items)
     with pytest.raises(PredictionsError, match='does not lie inside'): learn.predictions(folder=tmp_path)
+
+
+def repeated(catalog):
+    "The catalog with its first two training rows of the smaller class, each two more times."
+    rows = catalog[catalog.split=='train']
+    few = rows[rows.label==rows.label.value_counts().idxmin()].head(2)
+    return pd.concat([catalog.assign(copy=0), few.assign(copy=1), few.assign(copy=2)], ignore_index=True).astype(dict(copy='Int64'))
+
+
+def test_repeated_rows_have_names_of_their_own_and_equal_probabilities(catalog):
+    learn = learner(repeated(catalog))
+    preds = learn.predictions(0)
+    twins = [(i, preds.items.index(o.split(' (copy')[0])) for i,o in enumerate(preds.items) if ' (copy' in o]
+    assert len(set(preds.items))==len(preds)==len(learn.dls.train_ds) and len(twins)==4
+    assert all(np.allclose(preds.probs[i], preds.probs[j], atol=1e-6) and preds.patients[i]==preds.patients[j] for i,j in twins)
+    assert ensemble([preds, preds]).items==preds.items and not any('copy' in o for o in learn.predictions().items)
+
+
+def test_repeated_rows_relative_to_a_folder(catalog, small_study):
+    names = learner(repeated(catalog)).predictions(0, folder=small_study).items
+    assert names[-1].startswith('txt/T0') and names[-1].endswith('.txt (copy 2)')
+
+
+def test_upsampling_makes_such_rows(catalog):
+    few = catalog[~((catalog.split=='train') & (catalog.label=='Sick')).cumsum().between(2, 99) | (catalog.split!='train') | (catalog.label!='Sick')]
+    up = upsample_training(few)
+    preds = learner(up).predictions(0)
+    assert len(set(preds.items))==len(preds)==(up.split=='train').sum() > (few.split=='train').sum()
+    assert sum(' (copy' in o for o in preds.items)==(up['copy'] > 0).sum()
 
 
 # plain fastai
@@ -252,6 +284,98 @@ def test_points_have_positions_for_names():
     assert preds.items[3]=='item 3' and preds.classes==['0', '1'] and preds.targets.tolist()==[i%2 for i in range(10)]
 
 
+def test_probabilities_are_those_of_the_logits_in_float64(learn):
+    "Also where float32 would say exactly 0 and 1."
+    learn.model[1][-1].weight.data *= 3e3
+    logits = learn.get_preds(act=lambda o: o)[0].double()
+    probs = learn.predictions().probs
+    assert np.abs(logits[:,0] - logits[:,1]).max() > 120 and (probs > 0).all()
+    assert np.allclose(np.log(probs), logits.log_softmax(1), rtol=1e-9, atol=1e-9)
+
+
+# several labels an image
+
+def several_labels(n=24):
+    "Images that are bright above, below, both or neither, with a table that says so."
+    rng = torch.Generator().manual_seed(0)
+    y = torch.rand(n, 2, generator=rng).round()
+    x = torch.randn(n, 1, 8, 8, generator=rng)*.1
+    x[:,0,:4],x[:,0,4:] = x[:,0,:4] + y[:,:1,None],x[:,0,4:] + y[:,1:,None]
+    dls = DataLoaders(*[DataLoader(list(zip(x, y)), bs=8, shuffle=o, num_workers=0) for o in (True, False)])
+    dls.vocab,dls.n_in,dls.multi_label = ['above', 'below'],1,True
+    label = ['|'.join(name for name,there in zip(dls.vocab, t) if there) or 'none' for t in y]
+    table = pd.DataFrame(dict(path=[f'set.npz#train/{i}' for i in range(n)], label=label, patient=[str(i//2) for i in range(n)], split_by='official'))
+    dls.catalogs = dict(train=table, valid=table)
+    return dls
+
+
+def finder(**kw):
+    learn = medical_learner(several_labels(**kw), 'simple_cnn', size=8)
+    learn.fit(15, 1e-2)
+    return learn
+
+
+def test_a_table_for_every_label():
+    learn = finder()
+    found = learn.predictions_by_label()
+    out,y = learn.get_preds()
+    assert list(found)==['above', 'below'] and found['below'].classes==['no', 'below']
+    for k,preds in enumerate(found.values()):
+        assert np.allclose(preds.probs[:,1], out[:,k], atol=1e-6) and preds.targets.tolist()==y[:,k].int().tolist()
+        assert (preds.items, preds.patients, preds.split_by)==(learn.dls.catalogs['valid'].path.tolist(), learn.dls.catalogs['valid'].patient.tolist(), 'official')
+        assert (preds.predicted==preds.targets).mean() > .9
+
+
+def test_arrays_with_several_labels():
+    rng,names = np.random.default_rng(0),['above', 'below']
+    y = rng.integers(0, 2, (32, 2))
+    images = rng.integers(0, 60, (32, 8, 8), dtype=np.uint8)
+    images[:,:4] += (y[:,:1,None]*190).astype(np.uint8)
+    images[:,4:] += (y[:,1:,None]*190).astype(np.uint8)
+    label = ['|'.join(n for n,there in zip(names, t) if there) or 'none' for t in y]
+    rows = pd.DataFrame(dict(path=[f'set.npz#train/{i}' for i in range(32)], label=label, task='multi-label', split=['train']*16 + ['valid']*16))
+    learn = medical_learner(array_dls(rows, images=images, bs=8, device='cpu'), 'simple_cnn', size=8)
+    learn.fit(15, 1e-2)
+    found = learn.predictions_by_label(0)
+    assert list(found)==names and all((p.predicted==y[:16,k]).mean() > .9 for k,p in enumerate(found.values()))
+    assert found['above'].items==rows.path[:16].tolist() and [p.targets.tolist() for p in learn.predictions_by_label().values()]==y[16:].T.tolist()
+
+
+def test_each_kind_of_loader_has_its_own_method(learn):
+    with pytest.raises(PredictionsError, match=r'learn.predictions_by_label\(\)'): finder().predictions()
+    unnamed = finder()
+    unnamed.dls.multi_label = False
+    with pytest.raises(PredictionsError, match=r'learn.predictions_by_label\(\)'): unnamed.predictions()
+    with pytest.raises(PredictionsError, match=r'Use learn.predictions\(\)'): learn.predictions_by_label()
+
+
+def test_labels_in_another_order_are_the_same_and_others_are_found():
+    learn = finder()
+    table = learn.dls.catalogs['valid']
+    both,none = (table.label[table.label==o].index[0] for o in ('above|below', 'none'))
+    table.loc[both, 'label'] = 'below|above'
+    learn.predictions_by_label()
+    table.loc[none, 'label'] = 'above'
+    with pytest.raises(PredictionsError, match=rf'Row {none}, set.npz#train/{none}: the batch says none, the catalog above'): learn.predictions_by_label()
+
+
+def test_torchs_own_loss_gets_its_sigmoid():
+    learn = finder()
+    wanted = learn.predictions_by_label()['above'].probs
+    learn.loss_func = nn.BCEWithLogitsLoss()
+    assert np.allclose(learn.predictions_by_label()['above'].probs, wanted, atol=1e-6)
+    learn.loss_func = nn.MSELoss()
+    with pytest.raises(PredictionsError, match='MSELoss gives no probabilities'): learn.predictions_by_label()
+
+
+def test_one_label_that_is_there_or_not(catalog):
+    "A column of its own, as the loader of a binary question may have, is no case of several labels."
+    learn = learner(catalog)
+    learn.model[1][-1],learn.loss_func = nn.Linear(32, 1),BCEWithLogitsLossFlat()
+    assert learn.predictions().probs.shape[1]==2
+    with pytest.raises(PredictionsError, match='one label here'): learn.predictions_by_label()
+
+
 # a head that nobody trained
 
 @pytest.mark.parametrize('norm', [True, False])
@@ -353,3 +477,117 @@ def test_an_ensemble_claims_no_better_split_than_its_worst(splits, claim):
     both = [some(1)[1], some(2)[1]]
     for o,s in zip(both, splits): o.split_by = s
     assert ensemble(both).split_by==claim
+
+
+def test_logits_of_real_models_are_averaged_as_if_they_had_been_kept(catalog):
+    "Sure ones, too: their probabilities would be 0 in float32."
+    learns = [learner(catalog) for _ in range(2)]
+    for learn,much in zip(learns, (2e3, -7e2)):
+        learn.fit(1, 1e-2)
+        learn.model[1][-1].weight.data *= much
+    logits = [o.get_preds(act=lambda o: o)[0].double() for o in learns]
+    mean = torch.stack(logits).mean(0).softmax(1)
+    preds = [o.predictions() for o in learns]
+    assert min(o.probs.min() for o in preds) < 1e-45
+    assert np.allclose(ensemble(preds, of='logits').probs, mean, atol=1e-12)
+    assert np.allclose(ensemble(preds).probs, torch.stack([o.softmax(1) for o in logits]).mean(0), atol=1e-12)
+    assert abs(ensemble(preds).probs - mean.numpy()).max() > .1
+
+
+# snapshots
+
+def state(learn): return {k: v.clone() for k,v in learn.model.state_dict().items()}
+def same(a, b): return all(torch.equal(v, b[k]) for k,v in a.items())
+
+
+class EpochEnds(Callback):
+    "The weights after every epoch, taken apart from the snapshots."
+    def before_fit(self): self.states = []
+    def after_epoch(self): self.states.append(state(self.learn))
+
+
+def test_snapshots_are_the_weights_at_the_end_of_each_cycle(learn):
+    learn.fit_snapshots(2, 1e-2, cycle_len=1, cycle_mult=2, cbs=(ends := EpochEnds()))
+    assert len(learn.snapshots)==2 and len(ends.states)==3
+    for kept,epoch in zip(learn.snapshots, (0, 2)):
+        assert all(torch.equal(kept[p], ends.states[epoch][k]) for k,p in [*learn.model.named_parameters(), *learn.model.named_buffers()])
+    assert not any(isinstance(cb, KeepSnapshots) for cb in learn.cbs)
+
+
+def test_fit_snapshots_trains_as_fit_cycles_does(catalog):
+    ends = []
+    for method in ('fit_snapshots', 'fit_cycles'):
+        learn = learner(catalog)
+        getattr(learn, method)(2, 1e-2, cycle_mult=2, wd=.1)
+        ends.append(state(learn))
+    assert same(*ends)
+    with pytest.raises(ScheduleError): learn.fit_snapshots(0, 1e-2)
+
+
+def test_every_cycle_answers_for_every_part_and_nothing_moves(learn):
+    learn.fit_snapshots(3, 1e-2)
+    learn.fit(1, 1e-2)
+    before,now = state(learn),learn.predictions(2).probs
+    for part in (0, 1, 2):
+        got = learn.snapshot_predictions(part)
+        assert len(got)==3 and got[0].items==learn.predictions(part).items
+        assert abs(got[0].probs - got[2].probs).max() > 1e-5
+    for weights,preds in zip(learn.snapshots, learn.snapshot_predictions(2)):
+        with torch.no_grad(): [t.copy_(v) for t,v in weights.items()]
+        assert np.array_equal(learn.predictions(2).probs, preds.probs)
+    learn.model.load_state_dict(before)
+    assert np.array_equal(learn.predictions(2).probs, now)
+
+
+def test_the_weights_come_back_after_an_error(learn):
+    learn.fit_snapshots(2, 1e-2)
+    learn.snapshots[0] = {t: torch.full_like(v, float('nan')) if v.is_floating_point() else v for t,v in learn.snapshots[0].items()}
+    before = state(learn)
+    with pytest.raises(PredictionsError, match='diverged'): learn.snapshot_predictions()
+    assert same(before, state(learn))
+
+
+def test_views_and_folders_reach_every_cycle(learn, small_study):
+    learn.fit_snapshots(2, 1e-2)
+    plain,views = learn.snapshot_predictions(folder=small_study),learn.snapshot_predictions(tta=2)
+    assert all(o.startswith('txt/') for o in plain[1].items) and (plain[0].probs!=views[0].probs).any()
+
+
+def test_what_rests_is_kept_once(catalog):
+    learn = learner(catalog)
+    learn.splitter = lambda m: [list(m[0].parameters()), list(m[1].parameters())]
+    learn.create_opt()
+    learn.freeze()
+    learn.fit_snapshots(2, 1e-2)
+    first,second = learn.snapshots
+    assert all(first[p] is second[p] for p in learn.model[0].parameters()) and first[learn.model[1][-1].weight] is not second[learn.model[1][-1].weight]
+
+
+def test_snapshots_on_features_answer_for_images(catalog):
+    learn = learner(catalog, augment=None)
+    learn.splitter,learn.train_bn = lambda m: [list(m[0].parameters()), list(m[1].parameters())],False
+    learn.create_opt()
+    learn.freeze()
+    with learn.precomputed():
+        learn.fit_snapshots(2, 1e-2)
+        inside = learn.snapshot_predictions()
+    outside = learn.snapshot_predictions()
+    assert all(np.allclose(a.probs, b.probs, atol=1e-6) for a,b in zip(inside, outside)) and len(learn.snapshot_predictions(2))==2
+    learn.fit_snapshots(1, 1e-2)
+    with learn.precomputed(), pytest.raises(PredictionsError, match='Leave the block'): learn.snapshot_predictions()
+
+
+def test_a_training_that_stops_early_leaves_the_cycles_that_ended(learn):
+    class Stop(Callback):
+        order = 60
+        def after_epoch(self):
+            if self.epoch==1: raise CancelFitException()
+    learn.fit_snapshots(4, 1e-2, cbs=Stop())
+    assert len(learn.snapshots)==2==len(learn.snapshot_predictions())
+
+
+def test_no_snapshots_or_those_of_another_network(learn, catalog):
+    with pytest.raises(PredictionsError, match='fit_snapshots'): learn.snapshot_predictions()
+    learn.fit_snapshots(1, 1e-2)
+    learn.model = network()
+    with pytest.raises(PredictionsError, match='not of this network'): learn.snapshot_predictions()
