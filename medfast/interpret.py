@@ -7,6 +7,7 @@ __all__ = ['WHICH', 'InterpretError', 'pick', 'show_item', 'plot_gallery', 'top_
            'grad_cam', 'plot_cam']
 
 # %% ../nbs/api/12_interpret.ipynb #2f464b2c
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from fastai.torch_core import no_random
 from PIL import Image, ImageOps
 
 # %% ../nbs/api/12_interpret.ipynb #2c5afad7
+from .archive import read_item, split_item
 from .evaluate import SPLIT_BY_IMAGE
 from .loaders import read_image
 
@@ -66,13 +68,21 @@ def pick(
 
 # %% ../nbs/api/12_interpret.ipynb #3d396330
 def _size(fn):
-    "Rows and columns of a file: a thermogram's, or those of the picture turned upright."
+    "Rows and columns of an image: a thermogram's, an archive's, or those of the picture turned upright."
     if fn.suffix.lower()=='.txt': return 480, 640
+    if split_item(fn): return read_item(fn).shape[:2]
     with Image.open(fn) as image: return ImageOps.exif_transpose(image).size[::-1]
+
+def _place(item, folder):
+    "The path of an item; a repeated training image, 'path (copy 1)', lies where its original does. Raises `InterpretError`."
+    fn = Path(folder or '')/re.sub(r' \(copy \d+\)$', '', str(item))
+    file = Path(split_item(fn)[0]) if split_item(fn) else fn
+    if file.is_file(): return fn
+    raise InterpretError(f'There is no file {file.name}. Items must be paths of images; where they are relative, name their folder (folder=...). Rows of patients have no picture.')
 
 # %% ../nbs/api/12_interpret.ipynb #2159d4ee
 def show_item(
-    item,        # Path of a thermogram (.txt) or a picture
+    item,        # Path of a thermogram (.txt) or a picture, or 'file.npz#train/17'
     ax=None,     # Axes to draw on; None: new ones
     *,
     low=20.,     # Temperature drawn black, in °C
@@ -80,8 +90,7 @@ def show_item(
     folder=None  # Folder that a relative path starts from
 ):               # What matplotlib drew, as a colour bar wants it
     "Draw an item at its own size, on a fixed scale. Raises `InterpretError` where there is no such file."
-    fn = Path(folder or '')/item
-    if not fn.is_file(): raise InterpretError(f'There is no file {fn.name}. Items must be paths of images; where they are relative, name their folder (folder=...). Rows of patients have no picture.')
+    fn = _place(item, folder)
     x = read_image(fn, size=_size(fn), low=low, high=high)
     ax = ax or plt.subplots(layout='constrained')[1]
     ax.set_axis_off()

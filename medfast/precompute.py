@@ -220,7 +220,7 @@ def _check_loaders(learn, views):
 class _OnFeatures:
     "Methods of a learner inside `precomputed`."
     tta,predict,show_results,export = [_outside(f'learn.{o}') for o in ('tta', 'predict', 'show_results', 'export')]
-    unfreeze,fine_tune,precomputed = [_outside(f'learn.{o}') for o in ('unfreeze', 'fine_tune', 'precomputed')]
+    unfreeze,unfreeze_last,fine_tune,precomputed = [_outside(f'learn.{o}') for o in ('unfreeze', 'unfreeze_last', 'fine_tune', 'precomputed')]
 
     def freeze_to(self, n): return super().freeze_to(n) if n == -1 else _refuse('learn.freeze_to')
     def save(self, *args, **kwargs): return super().save(*args, **kwargs) if hasattr(self, 'lr_finder') else _refuse('learn.save')
