@@ -17,7 +17,7 @@ from medfast.evaluate import SPLIT_BY_IMAGE, Predictions, evaluate, plot_confusi
 from medfast.files import RunFolder
 from medfast.loaders import array_dls, study_dls
 from medfast.predictions import ensemble
-from medfast.resume import ResumeError, fit_resumable
+from medfast.resume import ResumeError
 from medfast.schedule import EarlyStop
 from medfast.split import split_catalog, upsample_training
 from medfast.stages import Stage, StageError, cumulative, stage_loaders, train_stage
@@ -169,8 +169,8 @@ def test_a_start_gives_its_weights(make_dls, tmp_path):
 
 
 def test_a_stage_that_goes_on_does_not_replay_the_batches_of_its_start(make_dls, tmp_path, monkeypatch):
-    fits = []
-    monkeypatch.setattr(Learner, 'fit_resumable', lambda self, *args, seed, **kwargs: fits.append(seed) or fit_resumable(self, *args, seed=seed, **kwargs))
+    fits,fit = [],Learner.fit_resumable
+    monkeypatch.setattr(Learner, 'fit_resumable', lambda self, *args, seed, **kwargs: fits.append(seed) or fit(self, *args, seed=seed, **kwargs))
     first = train_stage(Stage('a', **QUICK), make_dls(), tmp_path/'a.safetensors', seed=5)
     for name,start in (('b', 'a'), ('b', 'a'), ('c', 'b')):
         train_stage(Stage(name, start=start, **QUICK), make_dls(), tmp_path/f'{name}.safetensors', seed=5, start=first.learn.model.state_dict())
