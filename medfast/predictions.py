@@ -147,7 +147,8 @@ def _head(learn):
 def is_trained(
     learn # A fastai Learner
 )->bool:  # False where no sign of training is found
-    "Whether the head has seen training batches, by the count of its batch norm, or else by the recorder."
+    "Whether the head has seen training batches: its weights are of a checkpoint of `fit_resumable`, or by the count of its batch norm, or else by the recorder."
+    if getattr(learn, 'trained', False): return True
     counts = [m.num_batches_tracked for m in _head(learn).modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.num_batches_tracked is not None]
     if counts: return counts[-1].item() > 0
     recorder = getattr(learn, 'recorder', None)

@@ -186,6 +186,7 @@ def _go_on(learn, path, facts):
     other = [f'{k} {found.get(k)!r} instead of {v!r}' for k,v in facts.items() if found.get(k) != v]
     if other: raise ResumeError(f'{path.name} is of another training: {"; ".join(other)}. Use another file, or the same settings.')
     _put_back(learn, tensors, found['numbers'])
+    learn.trained = True
     return dict(found, best={k[5:]: v for k,v in tensors.items() if k.startswith('best.')})
 
 # %% ../nbs/api/10_resume.ipynb #0aa5fc5a

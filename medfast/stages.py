@@ -7,7 +7,6 @@ __all__ = ['Training', 'StageError', 'Stage', 'cumulative', 'stage_loaders', 'tr
 
 # %% ../nbs/api/12_stages.ipynb #f905756d
 import json
-import warnings
 import zlib
 from collections import namedtuple
 from contextlib import contextmanager, nullcontext
@@ -20,7 +19,7 @@ from .augment import augmentations
 from .models import ARCHITECTURES, NETWORKS, build_model, medical_learner
 from .networks import dense_head
 from .precompute import _cut_head, precomputed
-from .predictions import UntrainedWarning, predictions
+from .predictions import predictions
 from .resume import fit_resumable, is_finished
 from .schedule import EarlyStop, cycle_lengths
 from .settings import set_seeds
@@ -213,12 +212,6 @@ def _on_features(learn, parts, folder):
     finally: learn.model,learn.dls = whole,dls
 
 # %% ../nbs/api/12_stages.ipynb #0fcc00d3
-def _predicted(learn, i):
-    "`Predictions` of part `i`; a training that is finished needs no warning, whatever its recorder says."
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', UntrainedWarning)
-        return learn.predictions(i)
-
 def _order_seed(stage, seed):
     "A stage that goes on from another one sees batches of its own, not those that its weights have just learned from."
     return seed + zlib.crc32(json.dumps(stage.definition, sort_keys=True).encode())%10**9 if stage.start else seed
@@ -233,9 +226,9 @@ def _fit_head(stage, learn, path, seed, stop, predict, folder):
     fresh = not is_finished(path)
     with _on_features(learn, (0, 1) if fresh else (), folder):
         history = _fit(stage, learn, path, seed, stop)
-        preds = {i: _predicted(learn, i) for i in predict if fresh and i < 2}
+        preds = {i: learn.predictions(i) for i in predict if fresh and i < 2}
     for i in set(predict) - preds.keys():
-        with _on_features(learn, (i,), folder): preds[i] = _predicted(learn, 0)
+        with _on_features(learn, (i,), folder): preds[i] = learn.predictions(0)
     return history, preds
 
 # %% ../nbs/api/12_stages.ipynb #84b4c28c
@@ -256,7 +249,7 @@ def train_stage(
     if start: learn.model.load_state_dict(start)
     stop = _early_stop(stage.early_stop, learn)
     if stage.body == 'features': history,preds = _fit_head(stage, learn, path, seed, stop, predict, features)
-    else: history,preds = _fit(stage, learn, path, seed, stop), {i: _predicted(learn, i) for i in predict}
+    else: history,preds = _fit(stage, learn, path, seed, stop), {i: learn.predictions(i) for i in predict}
     return Training(learn, history.rename(columns=_plain_name), _facts(stage, learn, history, stop), preds)
 
 # %% ../nbs/api/12_stages.ipynb #d9dab20c

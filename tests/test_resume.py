@@ -6,6 +6,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.metrics import accuracy
+from medfast.predictions import is_trained
 from medfast.resume import ResumeError, fit_resumable, is_finished
 from medfast.schedule import EarlyStop
 from medfast.settings import set_seeds
@@ -97,3 +98,9 @@ def test_half_a_file_is_no_finished_training(tmp_path):
     train(fn, n_epoch=1)
     fn.write_bytes(fn.read_bytes()[:300])
     with pytest.raises(ResumeError, match='a.safetensors cannot be read'): is_finished(fn)
+
+
+def test_a_learner_loaded_from_its_checkpoint_counts_as_trained(tmp_path):
+    path = tmp_path/'w.safetensors'
+    assert is_trained(train(path, n_epoch=1)[0]) and not is_trained(learner())
+    assert is_trained(train(path, n_epoch=1)[0])
