@@ -433,27 +433,31 @@ class SimulationError(ValueError):
 # %% ../nbs/api/03_simulate.ipynb #3a52a34b
 PREVALENCE = .36 # Share of the sick
 
-def study_labels(
-    n_patients, # Number of patients
-    seed=0      # Seed of the study
-)->list:        # A label a patient
-    "Who is ill: round(.36 n), but at least one of each class, in random order. Raises `SimulationError`."
-    if not 2 <= n_patients <= 9999: raise SimulationError(f'n_patients = {n_patients}: from 2 (one of each class) to 9999 (four digits).')
-    if seed < 0: raise SimulationError(f'seed = {seed}: a whole number from 0.')
-    n_sick = min(max(round(PREVALENCE*n_patients), 1), n_patients - 1)
-    labels = np.repeat(CLASSES, [n_patients - n_sick, n_sick])
-    return np.random.default_rng(np.random.SeedSequence((seed, 0))).permutation(labels).tolist()
-
-# %% ../nbs/api/03_simulate.ipynb #ac8baf9c
 def _check_number(name, value, low, high):
     "Refuse what is no number, no whole number or out of range."
     whole = isinstance(low, int)
     if isinstance(value, bool) or not isinstance(value, (int, np.integer) if whole else (int, float, np.number)): raise SimulationError(f'{name} = {value!r}: a {"whole "*whole}number from {low} to {high}.')
     if not low <= value <= high: raise SimulationError(f'{name} = {value}: from {low} to {high}.')
 
+def _check_flags(**flags):
+    "Refuse what is neither True nor False; 'no' would count as True."
+    for k,v in flags.items():
+        if not isinstance(v, (bool, np.bool_)): raise SimulationError(f'{k} = {v!r}: True or False.')
+
+def study_labels(
+    n_patients, # Number of patients
+    seed=0      # Seed of the study
+)->list:        # A label a patient
+    "Who is ill: round(.36 n), but at least one of each class, in random order. Raises `SimulationError`."
+    _check_number('n_patients', n_patients, 2, 9999); _check_number('seed', seed, 0, 2**63)
+    n_sick = min(max(round(PREVALENCE*n_patients), 1), n_patients - 1)
+    labels = np.repeat(CLASSES, [n_patients - n_sick, n_sick])
+    return np.random.default_rng(np.random.SeedSequence((seed, 0))).permutation(labels).tolist()
+
+# %% ../nbs/api/03_simulate.ipynb #ac8baf9c
 def _check(n_patients, n_frames, signal, site_shift, marker, seed, views, static):
     "Refuse what cannot be written in DMR-IR's grammar."
-    if not 1 <= n_frames <= 100: raise SimulationError(f'n_frames = {n_frames}: from 1 to 100 (two digits).')
+    _check_number('n_frames', n_frames, 1, 100)
     if not abs(site_shift) <= 8: raise SimulationError(f'site_shift = {site_shift} °C: from -8 to 8.')
     if marker not in (None, *CLASSES): raise SimulationError(f'marker = {marker!r}: None or one of {", ".join(CLASSES)}.')
     for view in (*views, *static):
@@ -474,10 +478,12 @@ def _check_disk(dest, what, n_bytes, fewer):
 def _claim(dest, parameters):
     "Take `dest` for a study with `parameters`, or raise `SimulationError`."
     card = dest/'simulation.json'
+    if dest.exists() and not dest.is_dir(): raise SimulationError(f'{dest.name} is a file. Give a folder, new or empty.')
     if not card.exists():
         if dest.exists() and any(not o.name.startswith('.') for o in dest.iterdir()):
             raise SimulationError(f'The folder {dest.name} holds files that are not a simulated study. Choose a new or an empty folder.')
-        write_json(card, dict(parameters=parameters, complete=False))
+        try: write_json(card, dict(parameters=parameters, complete=False))
+        except OSError as e: raise SimulationError(f'{dest.name} cannot be written ({e.strerror or e}). Choose another folder.') from None
     found = read_json(card)
     other = {k: (found['parameters'].get(k), v) for k,v in parameters.items() if found['parameters'].get(k) != v}
     if other: raise SimulationError(f'{dest.name} holds another study: ' + '; '.join(f'{k} is {a!r} there, {b!r} was asked for' for k,(a,b) in other.items())
@@ -532,6 +538,7 @@ def simulate_study(
     n_workers=2        # Threads
 )->Path:               # `dest`, with `txt/`, `patients.xlsx`, `truth.csv` and `simulation.json`
     "Write a study in DMR-IR's format, 1.84 MB a frame. An interrupted call goes on where it stopped; nothing is emptied. Raises `SimulationError`."
+    _check_flags(signal=signal)
     dest,people = Path(dest), list(enumerate(study_labels(n_patients, seed), 1))
     parameters = dict(n_patients=n_patients, n_frames=n_frames, signal=bool(signal), site_shift=float(site_shift),
         marker=marker, seed=seed, views=list(views), static=list(static))
@@ -726,6 +733,7 @@ def simulate_chest(
 )->Path:                 # `dest`, with the study, `truth.csv` (a row an image) and `simulation.json`
     "Write a study of chest X-rays. An interrupted call goes on where it stopped; nothing is emptied. Raises `SimulationError`."
     options = dict(prevalence=prevalence, n_missing=n_missing, n_unlisted=n_unlisted, max_images=max_images, equal=equal, odd_size=odd_size, n_duplicates=n_duplicates)
+    _check_flags(signal=signal, **{k: v for k,v in dict(equal=equal, odd_size=odd_size).items() if v is not None})
     dest,p = Path(dest), _chest_parameters(layout, options, n_patients=n_patients, size=size, signal=bool(signal), seed=seed, source=source)
     _check_chest_study(p); _check_number('n_workers', n_workers, 1, 64)
     _claim(dest, p)

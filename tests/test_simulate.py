@@ -562,3 +562,19 @@ def test_embedded_studies_have_names_of_their_own(tmp_path):
     assert all(read_json(o/'simulation.json')['parameters']['seed'] == 3 for o in made)
     with pytest.raises(SimulationError, match='the settings tell the size'): embedded_study(settings, n_patients=4)
     with pytest.raises(SimulationError, match="kind = 'brain'"): embedded_study(settings, 'brain')
+
+
+@pytest.mark.parametrize('options,told', [(dict(n_patients=2.5), 'n_patients = 2.5: a whole number'), (dict(n_frames=1.5), 'n_frames = 1.5: a whole number'), (dict(n_frames=0), 'n_frames = 0: from 1 to 100'),
+    (dict(seed=1.5), 'seed = 1.5: a whole number'), (dict(signal='no'), "signal = 'no': True or False")])
+def test_studies_of_odd_numbers(tmp_path, options, told):
+    with pytest.raises(SimulationError, match=told): simulate_study(tmp_path/'study', **dict(n_patients=2, n_frames=1) | options)
+    assert not (tmp_path/'study').exists()
+
+
+def test_texts_are_no_flags_and_files_no_folders(tmp_path):
+    for options in (dict(signal='no'), dict(layout='radiography', equal='no'), dict(layout='radiography', odd_size=1.5)):
+        with pytest.raises(SimulationError, match='True or False'): simulate_chest(tmp_path/'chest', n_patients=8, size=16, **options)
+    (tmp_path/'file').write_text('mine')
+    for dest,told in ((tmp_path/'file', 'file is a file'), (tmp_path/'file'/'below', 'below cannot be written')):
+        with pytest.raises(SimulationError, match=told): simulate_chest(dest, n_patients=8, size=16)
+    assert (tmp_path/'file').read_text() == 'mine'
