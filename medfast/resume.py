@@ -167,9 +167,10 @@ def fit_resumable(self:Learner,
 
 # %% ../nbs/api/10_resume.ipynb #91febf0a
 def _facts(learn, n_epoch, lr_max, seed, schedule, stop):
-    "What tells one training from another."
-    rule = stop and [stop.monitor, abs(stop.min_delta), stop.patience]
-    return dict(n_epoch=n_epoch, lr_max=str(lr_max), seed=seed, parameters=sum(p.numel() for p in learn.model.parameters()), schedule=schedule, early_stop=rule)
+    "What tells one training from another. A body at rest is not in the file, so its checksum is."
+    rule,body = stop and [stop.monitor, abs(stop.min_delta), stop.patience], vars(learn).get('frozen_body')
+    return dict(n_epoch=n_epoch, lr_max=str(lr_max), seed=seed, parameters=sum(p.numel() for p in learn.model.parameters()), schedule=schedule, early_stop=rule,
+        weights=vars(learn).get('weights'), body=body and _digest({k: v.detach().cpu().contiguous() for k,v in body.state_dict().items()})[:16])
 
 def _is_over(past): return bool(past) and (past.get('finished', False) or len(past['rows']) == past['n_epoch'])
 
@@ -182,9 +183,9 @@ def _finished(past, stop):
 def _go_on(learn, path, facts):
     "Load a checkpoint of the same training; returns what it tells, and the weights `best` where they are others."
     tensors,found = _read(path)
-    found = dict(schedule='one_cycle', early_stop=None) | found
+    found = dict(schedule='one_cycle', early_stop=None, weights=facts['weights'], body=facts['body']) | found
     other = [f'{k} {found.get(k)!r} instead of {v!r}' for k,v in facts.items() if found.get(k) != v]
-    if other: raise ResumeError(f'{path.name} is of another training: {"; ".join(other)}. Use another file, or the same settings.')
+    if other: raise ResumeError(f'{path.name} is of another training: {"; ".join(other)}. Use another file, or the same settings and weights.')
     _put_back(learn, tensors, found['numbers'])
     learn.trained = True
     return dict(found, best={k[5:]: v for k,v in tensors.items() if k.startswith('best.')})

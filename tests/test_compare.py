@@ -16,11 +16,12 @@ from medfast.compare import (METRICS, STUDY_ARCHITECTURES, STUDY_ORGANS, STUDY_P
 from medfast.evaluate import SPLIT_BY_IMAGE, Predictions, evaluate, plot_confusion_matrix, plot_history, plot_roc
 from medfast.files import RunFolder
 from medfast.loaders import array_dls, study_dls
+from medfast.precompute import PrecomputeError
 from medfast.predictions import ensemble
 from medfast.resume import ResumeError
 from medfast.schedule import EarlyStop
 from medfast.split import split_catalog, upsample_training
-from medfast.stages import Stage, StageError, cumulative, stage_loaders, train_stage
+from medfast.stages import Stage, StageError, check_stage, cumulative, stage_loaders, train_stage
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -76,9 +77,36 @@ def test_a_stage_comes_back_from_json_as_it_was():
     (dict(arch=None), 'arch'), (dict(n_epoch=0), 'n_epoch'), (dict(n_epoch=2.5), 'n_epoch'), (dict(lr_max=0), 'lr_max'), (dict(lr_max=(1e-4, 1e-3, 1e-2)), 'lr_max'),
     (dict(schedule='onecycle'), 'schedule'), (dict(schedule=dict(n_cycles=2)), 'schedule'), (dict(early_stop=dict(wait=3)), 'early_stop'), (dict(body='thawed'), 'body'), (dict(body=0), 'body'),
     (dict(body=True), 'body'), (dict(learner=dict(seed=3)), 'learner'), (dict(loaders=dict(seed=3)), 'loaders'), (dict(printed=dict(validation=.9)), 'printed'),
-    (dict(members=('a',), of='votes'), 'of'), (dict(loaders=dict(augment=[np.zeros(3)])), 'loaders')])
+    (dict(members=('a',), of='votes'), 'of'), (dict(loaders=dict(augment=[np.zeros(3)])), 'loaders'), (dict(n_epoch=True), 'n_epoch'),
+    (dict(early_stop=['monitor']), 'early_stop'), (dict(early_stop=dict(monitor='acuracy')), 'early_stop'), (dict(early_stop=dict(monitor=['accuracy'])), 'early_stop'), (dict(early_stop=dict(patience=-1)), 'early_stop'),
+    (dict(early_stop=dict(patience=2.5)), 'early_stop'), (dict(early_stop=dict(min_delta='x')), 'early_stop'), (dict(early_stop=dict(min_delta=-.1)), 'early_stop'),
+    (dict(n_epoch=None, schedule=dict(n_cycles=2, foo=1)), 'schedule'), (dict(n_epoch=None, schedule=dict(n_cycles=-1)), 'schedule'), (dict(n_epoch=None), 'n_epoch'),
+    (dict(lr_max=float('inf')), 'lr_max'), (dict(lr_max=float('nan')), 'lr_max'), (dict(lr_max=True), 'lr_max'), (dict(lr_max=slice(None, .1)), 'lr_max'),
+    (dict(printed=.9), 'printed'), (dict(printed='x'), 'printed'), (dict(printed=dict(test='x')), 'printed'), (dict(printed=dict(test=dict(acuracy=.9))), 'printed'), (dict(loaders='x'), 'loaders'), (dict(learner=['bn']), 'learner'),
+    (dict(learner=dict(metrics='f1')), 'learner'), (dict(members='base'), 'members'), (dict(members=[1]), 'members'), (dict(start=3), 'start'), (dict(pretrained='yes'), 'pretrained')])
 def test_what_cannot_be_trained_is_refused_by_its_name(options, what):
     with pytest.raises(StageError, match=f"'s': {what} ="): Stage('s', **{**dict(arch='resnet18', n_epoch=3), **options})
+
+
+@pytest.mark.parametrize('options, what', [
+    (dict(members=['a']), 'it takes no arch, n_epoch'), (dict(learner=dict(head=dict(widths=[5])), arch='simple_cnn'), 'is built whole'), (dict(learner=dict(head=dict(depth=5))), "no option 'depth'. It has widths, bn, ps, pool")])
+def test_options_that_exclude_each_other_are_refused(options, what):
+    with pytest.raises(StageError, match=what): Stage('s', **{**dict(arch='resnet18', n_epoch=3), **options})
+
+
+@pytest.mark.parametrize('step, what', [('a', "step = 'a': give a name and a dict"), (('a', 3), 'give a name and a dict'), (('a', dict(QUICK, epochs=3)), "no option 'epochs'. Choose of arch, n_epoch"),
+    (('mean', dict(members='first')), "members = 'first'"), (('mean', dict(members=['first'], arch='resnet18')), 'it takes no arch')])
+def test_steps_that_cannot_be_are_refused(step, what):
+    with pytest.raises(StageError, match=what): cumulative(('first', QUICK), step)
+
+
+def test_what_is_no_printed_table_is_refused():
+    with pytest.raises(StageError, match='printed = str: give a table by stage and part'): cumulative(('first', QUICK), printed='x')
+
+
+def test_whole_numbers_of_numpy_are_numbers():
+    stage = Stage('s', 'resnet18', np.int64(3), body=np.int64(1))
+    assert json.loads(json.dumps(stage.definition)) == dict(arch='resnet18', n_epoch=3, body=1)
 
 
 def test_epochs_follow_from_cycles(): assert Stage('s', 'resnet18', schedule=dict(n_cycles=3, cycle_mult=2)).n_epoch == 7
@@ -177,6 +205,26 @@ def test_a_stage_that_goes_on_does_not_replay_the_batches_of_its_start(make_dls,
     assert fits[0] == 5 and fits[1] == fits[2] and len(set(fits)) == 3
 
 
+@pytest.mark.parametrize('dls, what', [(None, 'dls = None'), (lambda: 1, "unexpected keyword argument 'seed'"), (lambda seed: 1, "unexpected keyword argument 'size'")])
+def test_what_makes_no_loaders_is_refused(dls, what):
+    with pytest.raises(StageError, match=what): stage_loaders(Stage('s', loaders=dict(size=8), **QUICK), dls)
+
+
+@pytest.mark.parametrize('early_stop', [None, dict(patience=1), dict(monitor='accuracy')])
+@pytest.mark.parametrize('predict', [(), (1,)])
+def test_a_training_that_diverges_says_so(make_dls, tmp_path, early_stop, predict):
+    stage = Stage('wild', 'simple_cnn', 2, 1e30, schedule='flat', early_stop=early_stop, learner=dict(size=24))
+    for _ in range(2):
+        with pytest.raises(StageError, match="'wild' diverged: its valid_loss is nan.*smaller lr_max"): train_stage(stage, make_dls(), tmp_path/'s.safetensors', predict=predict)
+
+
+@pytest.mark.parametrize('other', [dict(arch='simple_cnn', learner=dict(size=24)), dict(arch='mirror_cnn', learner=dict(head=dict(widths=[8])))])
+def test_a_start_of_another_network_is_refused_before_and_in_training(make_dls, tmp_path, other):
+    first,stage = Stage('a', **QUICK),Stage('b', n_epoch=1, start='a', **other)
+    with pytest.raises(StageError, match="'b' cannot go on from 'a', which is another network"): check_stage(stage, make_dls(), start=first)
+    with pytest.raises(StageError, match="'b' cannot go on from 'a', which is another network"): train_stage(stage, make_dls(), tmp_path/'b.safetensors', start=train_stage(first, make_dls(), tmp_path/'a.safetensors').learn.model.state_dict())
+
+
 def test_one_set_of_loaders_serves_no_stage_that_asks_for_others(make_dls):
     with pytest.raises(StageError, match='augment'): stage_loaders(Stage('s', loaders=dict(augment='thermogram'), **QUICK), make_dls())
 
@@ -221,12 +269,13 @@ def test_a_head_trained_on_features_says_the_same_on_images(passed, make_dls, by
     assert sum(passed) == 2*before
 
 
-def test_a_trained_head_comes_back_without_a_look_at_any_image(make_dls, tmp_path, monkeypatch):
+def test_a_trained_head_comes_back_without_another_look_at_the_images(make_dls, tmp_path, monkeypatch):
+    whole = DataLoader.__iter__
     for options in (dict(), dict(learner=dict(head=dict(widths=[8], bn=True)))):
         stage = Stage('s', 'squeezenet1_1', 1, body='features', pretrained=False, **options)
         first = train_stage(stage, make_dls(), tmp_path/f'{len(options)}.safetensors', features=tmp_path/'features')
         with monkeypatch.context() as m:
-            m.setattr(DataLoader, '__iter__', lambda self: 1/0)
+            m.setattr(DataLoader, '__iter__', lambda self: whole(self) if self.bs == 1 else 1/0) # a head of one's own is tried on one image
             again = train_stage(stage, make_dls(), tmp_path/f'{len(options)}.safetensors', features=tmp_path/'features')
         assert again.history.equals(first.history) and again.facts == first.facts and again.predictions == {}
         for a,b in zip(first.learn.model.state_dict().values(), again.learn.model.state_dict().values(), strict=True): assert (a == b).all()
@@ -244,6 +293,59 @@ def test_a_stopped_head_goes_on_to_the_same_bits(passed, make_dls, tmp_path, mon
         assert [(again.predictions[i].probs == whole.predictions[i].probs).all() for i in (0, 1, 2)] == [True]*3
         assert again.facts['best_epoch'] == whole.facts['best_epoch']
     assert sum(passed) == 60
+
+
+# A start, and weights
+
+STARTED = [Stage('full', 'mirror_cnn', 2, .02, schedule='flat'), Stage('head again', 'mirror_cnn', 4, .01, body='features', start='full')]
+
+
+def _bits(learn): return [v.numpy().tobytes() for v in learn.model.state_dict().values()]
+
+
+def test_a_head_on_features_of_a_start_comes_back_on_its_own_body(make_dls, tmp_path):
+    found = compare(make_dls, STARTED, tmp_path/'run')
+    for again in (found, compare(make_dls, STARTED, tmp_path/'run')):
+        learn,full = again.learner('head again'),again.learner('full')
+        assert [(a == b).all() for a,b in zip(learn.model[0].state_dict().values(), full.model[0].state_dict().values())]
+        assert np.allclose(learn.predictions(1).probs, found.predictions('head again').probs, atol=1e-6)
+    full.model[1].load_state_dict(learn.model[1].state_dict())
+    assert np.allclose(found.test_once('head again').probs, full.predictions(2).probs, atol=1e-6)
+
+
+def test_a_head_on_features_of_a_start_that_is_killed_goes_on_to_the_same_bits(make_dls, tmp_path, monkeypatch):
+    whole = compare(make_dls, STARTED, tmp_path/'whole')
+    with monkeypatch.context() as m:
+        m.setattr('medfast.resume.Checkpoint.before_validate', _ctrl_c(2), raising=False)
+        with pytest.raises(KeyboardInterrupt): compare(make_dls, STARTED, tmp_path/'killed')
+    again = compare(make_dls, STARTED, tmp_path/'killed')
+    assert again.history('head again').drop(columns='time').equals(whole.history('head again').drop(columns='time'))
+    assert _bits(again.learner('head again')) == _bits(whole.learner('head again')) and _plain(again.table) == _plain(whole.table)
+
+
+def test_features_of_lost_weights_are_refused(make_dls, imagenet_weights, tmp_path, monkeypatch):
+    import torch
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(imagenet_weights/'hub'))
+    stages = [Stage('f', 'squeezenet1_1', 1, body='features', learner=dict(head=dict(widths=[8]))), Stage('w', 'squeezenet1_1', 1, body='frozen')]
+    found = compare(make_dls, stages, tmp_path/'run')
+    assert found.trainings.weights.str.startswith('ImageNet: squeezenet1_1').all()
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path/'nothing'))
+    later = compare(make_dls, stages, tmp_path/'run')
+    for stage in ('f', 'w'):
+        with pytest.raises(ResumeError, match=f"{stage}-seed42.safetensors is of another training: weights 'ImageNet.*' instead of 'random"): later.learner(stage)
+    with pytest.raises(ResumeError, match='body'): later.test_once('f')
+
+
+def test_a_stage_with_a_start_is_named_by_the_weights_it_began_with(make_dls, imagenet_weights, tmp_path, monkeypatch):
+    import torch
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(imagenet_weights/'hub'))
+    net = partial(Stage, arch='squeezenet1_1', n_epoch=1)
+    found = compare(make_dls, [net('first', body='frozen'), net('tuned', pretrained=False, start='first'), net('own', pretrained=False), net('later', pretrained=False, start='own')], tmp_path/'run', seeds=(1, 2))
+    told = found.trainings.weights
+    assert told['tuned'] == f'{told["first"]}, by way of first' and told['own'] == 'random' and told['later'] == 'random, by way of own'
+    assert found.learner('tuned', 2).weights == told['tuned'] and set(found.rows.query('stage == "later"').weights) == {f'random, seed {o}, by way of own' for o in (1, 2)}
+    with pytest.raises(CompareError, match='started from different weights: tuned: ImageNet; own: random'): found.best(stages=['tuned', 'own'])
+    assert found.best(stages=['first', 'tuned']) in ('first', 'tuned') and found.best(stages=['own', 'later']) in ('own', 'later')
 
 
 # A comparison
@@ -270,7 +372,7 @@ def test_four_patients_by_hand():
     told,z2 = _measured(FOUR, 'patient'), 1.959963985**2
     half = sqrt(z2)*sqrt(.25/4 + z2/64)/(1 + z2/4)
     by_hand = dict(accuracy=.5, low=.5 - half, high=.5 + half, precision=.5, recall=.5, f1=.5, auc=.5, loss=-(log(.6) + log(.8) + log(.3) + log(.4))/4, n=4, images=6) | {'accuracy by image': 1/3}
-    assert {k for k,v in by_hand.items() if not isclose(told[k], v, rel_tol=1e-9)} == set() and set(told) == set(by_hand)
+    assert {k for k,v in by_hand.items() if not isclose(told[k], v, rel_tol=1e-9)} == set() and set(told) == {*by_hand, 'never predicted'} and told['never predicted'] == ''
 
 
 def test_six_images_by_hand():
@@ -286,6 +388,18 @@ def test_a_class_that_is_missing_has_no_area():
     assert _measured(three, 'image')['auc'] == .5
     one = Predictions(np.array([[.9, .1], [.2, .8]]), np.array([0, 0]), ['a', 'b'], list('xy'))
     assert np.isnan(_measured(one, 'image')['auc'])
+
+
+def test_notes_tell_of_classes_that_are_absent_or_never_predicted(pictures, make_dls, tmp_path):
+    catalog = split_catalog(pictures, valid=.3, test=.3, seed=1)
+    catalog = catalog[(catalog.split != 'valid') | (catalog.label != 'middle')]
+    found = compare(partial(study_dls, catalog, size=24, bs=8, device='cpu'), [Stage('dull', 'simple_cnn', 1, 1e-9, learner=dict(size=24))], tmp_path/'run')
+    said = {found.data['classes'][i] for part in ('train', 'valid') for i in found.predictions('dull', part).by_patient().predicted}
+    never = ', '.join(sorted(set(found.data['classes']) - said))
+    notes = '\n'.join(found.notes)
+    assert 'AUC, valid: without middle, of which there is no patient.' in notes and 'AUC, train' not in notes and 'AUC, test' not in notes
+    assert never and f'counts as 0: dull ({never})' in notes and notes.count('never predicted') == 1
+    assert not any('never predicted' in o or o.startswith('AUC, ') for o in compare(make_dls, [Stage('good', 'mirror_cnn', 8, .02)], tmp_path/'good').notes)
 
 
 def _wilson(k, n, z=1.959963984540054):
@@ -364,7 +478,7 @@ def test_a_comparison_that_is_killed_between_and_within_trainings_ends_in_the_sa
         m.setattr('medfast.resume.Checkpoint.before_validate', _ctrl_c(2), raising=False)
         with pytest.raises(KeyboardInterrupt): compare(make_dls, _two(), tmp_path/'run', seeds=(1, 2))
     with monkeypatch.context() as m:
-        m.setattr('medfast.stages._predicted', lambda learn, i: (_ for _ in ()).throw(KeyboardInterrupt))
+        m.setattr(Learner, 'predictions', lambda learn, *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt): compare(make_dls, _two(), tmp_path/'run', seeds=(1, 2))
     assert _plain(compare(make_dls, _two(), tmp_path/'run', seeds=(1, 2)).table) == _plain(two.table)
 
@@ -424,6 +538,89 @@ def test_any_option_changed_under_an_old_name_is_refused_before_training(two, ma
 def test_another_split_in_the_same_folder_is_refused(two, pictures):
     other = split_catalog(pictures, valid=.3, test=.3, seed=2)
     with pytest.raises(CompareError, match='split'): compare(study_dls(other, size=24, bs=8, device='cpu'), _two(), two.run, seeds=(1, 2))
+
+
+@pytest.mark.parametrize('change, what', [(dict(augment='thermogram'), 'transforms '), (dict(stats=None), 'stats '), (dict(size=20), 'shape '), (dict(bs=4), 'bs '), (dict(augment=dict(kind='thermogram', max_rotate=3)), 'transforms .*max_deg=3')])
+def test_loaders_that_give_something_else_are_refused(two, by_patient, tmp_path, change, what):
+    shutil.copytree(two.run.path, tmp_path/'run')
+    with pytest.raises(CompareError, match=what): compare(partial(study_dls, by_patient, **dict(size=24, bs=8, device='cpu') | change), _two(), tmp_path/'run', seeds=(1, 2))
+
+
+def test_repeated_rows_and_other_pixels_are_other_data(pictures, by_patient, tmp_path):
+    few = by_patient.drop(by_patient[(by_patient.split == 'train') & (by_patient.label == 'left')].index[2:])
+    own = partial(array_dls, size=24, bs=8, stats=None, device='cpu')
+    compare(partial(own, few), ['mirror_cnn'], tmp_path/'run', n_epoch=1)
+    with pytest.raises(CompareError, match='rows .* instead of'): compare(partial(own, upsample_training(few)), ['mirror_cnn'], tmp_path/'run', n_epoch=1)
+    dark = np.zeros((len(few), 24, 24), np.uint8) + np.arange(24, dtype=np.uint8)
+    with pytest.raises(CompareError, match="loaders\\(\\): valid '"): compare(partial(own, few, images=dark), ['mirror_cnn'], tmp_path/'run', n_epoch=1)
+
+
+def test_what_a_transform_drew_last_is_no_other_data(make_dls, tmp_path):
+    dls = make_dls(augment='thermogram')
+    first = compare(dls, ['mirror_cnn'], tmp_path/'run', n_epoch=1)
+    dls.train.one_batch()
+    assert _plain(compare(dls, ['mirror_cnn'], tmp_path/'run', n_epoch=1).table) == _plain(first.table)
+
+
+# Damage
+
+DAMAGE = [None, '{', '{}', '[]', 'half']
+
+
+@pytest.mark.parametrize('name', ['fast-seed1.json', 'mean-seed2.json', 'fast-seed2-valid.csv', 'mean-seed1-train.csv', 'slow-seed1-history.csv'])
+@pytest.mark.parametrize('damage', DAMAGE)
+def test_what_is_damaged_is_written_again_from_the_finished_training(two, make_dls, tmp_path, monkeypatch, name, damage):
+    shutil.copytree(two.run.path, tmp_path/'run')
+    fn = tmp_path/'run'/name
+    whole = fn.read_text()
+    fn.unlink() if damage is None else fn.write_text('\n'.join(whole.split('\n')[:3]) + '\n' if damage == 'half' else damage)
+    monkeypatch.setattr('medfast.resume.Checkpoint.before_fit', lambda self: 1/0)
+    again = compare(make_dls, _two(), tmp_path/'run', seeds=(1, 2))
+    assert _plain(again.table) == _plain(two.table) and fn.read_text() == whole
+
+
+@pytest.mark.parametrize('text, what', [(None, 'is gone'), ('{', 'is damaged'), ('[]', 'is damaged'), ('{"data": 3}', 'is damaged'), ('{}', 'is damaged')])
+def test_a_folder_that_cannot_say_what_it_holds_is_refused(two, make_dls, tmp_path, text, what):
+    shutil.copytree(two.run.path, tmp_path/'run')
+    fn = tmp_path/'run/comparison.json'
+    fn.unlink() if text is None else fn.write_text(text)
+    with pytest.raises(CompareError, match=f'comparison.json of run {what}.*put back a copy'): compare(make_dls, _two(), tmp_path/'run', seeds=(1, 2))
+
+
+# Before the first training
+
+@pytest.mark.parametrize('wrong, what', [
+    (dict(arch='mirror_cn'), "No architecture 'mirror_cn'"), (dict(learner=dict(foo=1)), 'foo'), (dict(body=99), 'n = 99'), (dict(loaders=dict(scale=2)), "unexpected keyword argument 'scale'"),
+    (dict(loaders=dict(augment='foo')), "No augmentations for 'foo'"), (dict(arch='simple_cnn', learner=dict(size=24), start='first'), 'another network'), (dict(loaders=dict(size=2)), 'size')])
+def test_what_a_later_stage_cannot_be_appears_before_the_first_training(by_patient, tmp_path, wrong, what):
+    with pytest.raises(Exception, match=what): compare(partial(study_dls, by_patient, size=24, bs=8, device='cpu'), [Stage('first', **QUICK), Stage('second', **{**QUICK, **wrong})], tmp_path/'run')
+    assert {o.name for o in (tmp_path/'run').iterdir()} == {'state.json'}
+
+
+def test_augmented_features_of_a_later_stage_appear_before_the_first_training(make_dls, tmp_path):
+    with pytest.raises(PrecomputeError, match='augmented at random'): compare(partial(make_dls, augment='thermogram'), [Stage('first', **QUICK), Stage('second', body='features', **QUICK)], tmp_path/'run')
+    assert not list((tmp_path/'run').glob('*.safetensors'))
+
+
+def test_trying_the_stages_changes_no_number(two, make_dls, tmp_path, monkeypatch):
+    monkeypatch.setattr('medfast.compare._try', lambda self: None)
+    assert _plain(compare(make_dls, _two(), tmp_path/'run', seeds=(1, 2)).table) == _plain(two.table)
+
+
+@pytest.mark.parametrize('seeds', [(), [], '42', (1.5,), -1, True, None, [2**32], 'ab'])
+def test_seeds_that_are_none_are_refused(make_dls, tmp_path, seeds):
+    with pytest.raises(CompareError, match='seeds = .*whole number'): compare(make_dls, _two(), tmp_path/'run', seeds=seeds)
+    assert not (tmp_path/'run').exists()
+
+
+@pytest.mark.parametrize('seeds, told', [(np.int64(3), (3,)), (np.arange(2), (0, 1)), (range(2), (0, 1)), ([1, 1, 2], (1, 2))])
+def test_seeds_may_be_of_numpy(make_dls, tmp_path, seeds, told):
+    found = compare(make_dls, [Stage('s', 'mirror_cnn', 1)], tmp_path/'run', seeds=seeds)
+    assert found.seeds == told and [type(o) for o in found.seeds] == [int]*len(told)
+
+
+def test_an_ensemble_is_no_start(make_dls, tmp_path):
+    with pytest.raises(CompareError, match="'next' cannot go on from 'mean': an ensemble has no weights.*slow, fast"): compare(make_dls, [*_two(), Stage('next', start='mean', **QUICK)], tmp_path/'run')
 
 
 def test_stages_of_different_splits_are_refused(pictures, by_patient, tmp_path):

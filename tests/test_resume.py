@@ -104,3 +104,27 @@ def test_a_learner_loaded_from_its_checkpoint_counts_as_trained(tmp_path):
     path = tmp_path/'w.safetensors'
     assert is_trained(train(path, n_epoch=1)[0]) and not is_trained(learner())
     assert is_trained(train(path, n_epoch=1)[0])
+
+
+def head(path, seed, weights='ImageNet: a.pth'):
+    "The head of a body drawn from `seed`, trained or loaded, as inside `precomputed`."
+    learn = learner()
+    set_seeds(seed)
+    learn.frozen_body,learn.weights = nn.Linear(8, 8),weights
+    with learn.no_bar(), learn.no_logging(): return learn.fit_resumable(2, .05, path)
+
+
+@pytest.mark.parametrize('other, what', [(dict(seed=2), "body '.*' instead of '"), (dict(seed=1, weights='random'), "weights 'ImageNet: a.pth' instead of 'random'")])
+def test_a_head_is_loaded_for_the_body_and_the_weights_of_its_training_only(tmp_path, other, what):
+    first = head(tmp_path/'a.safetensors', 1)
+    assert head(tmp_path/'a.safetensors', 1).equals(first)
+    with pytest.raises(ResumeError, match=what): head(tmp_path/'a.safetensors', **other)
+
+
+def test_a_checkpoint_that_names_no_weights_is_loaded(tmp_path, monkeypatch):
+    import medfast.resume as module
+    whole = module._facts
+    with monkeypatch.context() as m:
+        m.setattr(module, '_facts', lambda *args: {k: v for k,v in whole(*args).items() if k not in ('weights', 'body')})
+        first = head(tmp_path/'a.safetensors', 1)
+    assert head(tmp_path/'a.safetensors', 1).equals(first)
