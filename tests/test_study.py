@@ -134,12 +134,13 @@ def test_the_command_meets_wrong_input_with_a_sentence(given, said, data, tmp_pa
 def test_ctrl_c_on_the_command(data, tmp_path):
     "A real process, a real signal: it says how to go on, and leaves a run that goes on."
     env = dict(os.environ, MEDFAST_EPOCHS='60', MEDFAST_IMAGE_SIZE='32', MEDFAST_BS='4', MEDFAST_RUNS=str(tmp_path/'runs'))
-    code = f'from medfast.study import run_command; run_command(data={str(data)!r}, arch="resnet18", weights="random", run={str(tmp_path/"run")!r})'
+    heeded = 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler)'  # a job in the background inherits deafness to Ctrl-C
+    code = f'{heeded}; from medfast.study import run_command; run_command(data={str(data)!r}, arch="resnet18", weights="random", run={str(tmp_path/"run")!r})'
     process = subprocess.Popen([sys.executable, '-c', code], env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     checkpoint, limit = tmp_path/'run/training-all.safetensors', time.time() + 240
     while not checkpoint.exists() and process.poll() is None and time.time() < limit: time.sleep(.1)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=60)
     assert process.returncode and 'goes on where it was stopped' in err, err
     assert 'Traceback' not in err
     assert json.loads((tmp_path/'run/state.json').read_text())['done'] == ['split']
