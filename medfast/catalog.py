@@ -18,13 +18,13 @@ from zipfile import BadZipFile
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, ImageOps
 
 # %% ../nbs/api/04_catalog.ipynb #14e4ecd6
-from .archive import read_item, split_item
+from .archive import counted, item_name, read_item, split_item
 from .files import list_files
-from .pictures import (PICTURES, RADIOGRAPHY, CatalogError, by_class, coronahack_catalog, has_several, in_threads, leave_out, medmnist_catalog, missing_images, not_empty,
-    picture_size, radiography_catalog, read_csv, same_images, size_report)
+from .pictures import (PICTURES, RADIOGRAPHY, CatalogError, by_class, coronahack_catalog, has_several, in_threads, leave_out, links_out, medmnist_catalog, missing_images, not_empty,
+    picture_size, radiography_catalog, read_csv, same_images, size_report, unread)
 from .thermogram import ThermogramError, ThermogramName, parse_name, read_thermogram, thermogram_format
 
 # %% ../nbs/api/04_catalog.ipynb #13e56b2c
@@ -68,7 +68,7 @@ def _one_row_each(table, where):
         patient = twice.patient.iloc[0]
         own = twice[twice.patient == patient].astype('string')
         differ = [f'{c} {" and ".join(own[c].fillna("nothing").unique())}' for c in own if own[c].nunique(dropna=False) > 1]
-        raise CatalogError(f'{where}: {twice.patient.nunique()} patients stand in it with different rows. {patient} has {"; ".join(differ)}. Keep one row a patient.')
+        raise CatalogError(f'{where}: {counted(twice.patient.nunique(), "patient stands", "patients stand")} in it with different rows. {patient} has {"; ".join(differ)}. Keep one row a patient.')
     return table
 
 # %% ../nbs/api/04_catalog.ipynb #6847b851
@@ -122,7 +122,7 @@ def _agreed(sources):
     ids = many[many > 1].index
     says = lambda p: f'{p} is ' + ', '.join(f'{r.label} in {r.source}' for r in told[told.patient == p].itertuples())
     folders = told[told.patient.isin(ids) & told.source.str.startswith(_IN_FOLDER)].groupby('patient').label.nunique()
-    if len(ids): raise CatalogError(f'The sources disagree about {len(ids)} patients: {"; ".join(map(says, ids[:5]))}. '
+    if len(ids): raise CatalogError(f'The sources disagree about {counted(len(ids), "patient")}: {"; ".join(map(says, ids[:5]))}. '
         + ('Several studies may lie below one root: give the folder of one. ' if (folders > 1).any() else '')
         + 'Correct the source that is wrong, or give the right one with patients=.')
     return told.drop_duplicates('patient').set_index('patient').label
@@ -145,19 +145,12 @@ def _typed(rows):
     table = pd.DataFrame(rows).reindex(columns=list(dict.fromkeys([*_OWN[:-3], *(k for r in rows for k in r)])))
     return table.astype(_TYPES)
 
-# %% ../nbs/api/04_catalog.ipynb #aad38947
-def _links_out(folder, files, suffixes):
-    "Files below `folder` that `list_files` leaves out because they are links out of it, or no plain files."
-    there = (o for o in Path(folder).rglob('*') if o.suffix.lower() in suffixes and not o.is_dir())
-    hidden = lambda o: any(p.startswith('.') for p in o.relative_to(folder).parts)
-    return sorted(o for o in set(there) - set(files) if not hidden(o))
-
 # %% ../nbs/api/04_catalog.ipynb #4e399ebc
 def _matrices(src, progress=None):
     "A row for every `.txt` of the study, usable or not; `src/txt` is taken where it exists."
     folder = src/'txt' if (src/'txt').is_dir() else src
     files = list_files(folder, '.txt')
-    links = [dict(path=str(o), trouble='leads out of the folder', detail='a link or no regular file') for o in _links_out(folder, files, ('.txt',))]
+    links = [dict(path=str(o), trouble='leads out of the folder', detail='a link or no regular file') for o in links_out(folder, files, ('.txt',))]
     if not files and not links: raise CatalogError(f'There is no .txt file in {folder.name} or below it. Give the folder that holds the matrices.')
     rows = in_threads(_file_row, files, progress) + links
     twice = pd.Series([Path(r['path']).name for r in rows]).duplicated()
@@ -253,6 +246,18 @@ def _place(path, src, splits):
     if len(parts) <= bool(splits): return dict(label='', trouble='in no class folder') | where
     return dict(label=parts[bool(splits)]) | where
 
+# %% ../nbs/api/04_catalog.ipynb #d96cc3f4
+def _passed_over(src, splits, rows):
+    "Rows for what the class folders hold beside images, and for class folders that hold no image."
+    inside = lambda o: sorted(p for p in o.iterdir() if p.is_dir() and not p.name.startswith('.'))
+    folders = [f for o in inside(src) for f in (inside(o) if splits and o.name.lower() in _SPLITS else [] if splits else [o])]
+    used,out = {(r.get('split'), r['label']) for r in rows if not r['trouble']}, []
+    for o in folders:
+        place = _place(o/'any', src, splits)
+        out += [r | place for r in unread(o, o.name)]
+        if (place.get('split'), place['label']) not in used and not o.is_symlink(): out.append(dict(path=str(o), trouble='class folder without an image', detail='empty, or nothing in it is read') | place)
+    return out
+
 # %% ../nbs/api/04_catalog.ipynb #69e5a3fd
 def _listed(catalog, src):
     "Patients and the kind of split from the list that `make_folders` wrote, where there is one."
@@ -276,12 +281,13 @@ def folder_catalog(
     src = Path(src)
     if not src.is_dir(): raise CatalogError(f'{src.name!r} is not a folder. Give the folder that holds the class folders.')
     files = list_files(src, (*PICTURES, '.txt'))
-    out = _links_out(src, files, (*PICTURES, '.txt'))
+    out = links_out(src, files, (*PICTURES, '.txt'))
     files = sorted(files + [o for o in out if links and o.is_file()])
-    if not files: raise CatalogError(f'{src.name} holds no image ({", ".join(PICTURES)} or .txt)' + (f', only {len(out)} links that lead out of it: links=True takes them.' if out else '.'))
     splits = any(o.is_dir() and o.name.lower() in _SPLITS for o in src.iterdir())
     rows = [r | _place(p, src, splits) for p,r in zip(files, in_threads(_picture_row, files, progress))]
-    rows += [dict(path=str(o), trouble='leads out of the folder', detail='links=True takes it') | _place(o, src, splits) for o in out if o not in files]
+    rows += [dict(path=str(o), trouble='leads out of the folder', detail='links=True takes it') | _place(o/'any' if o.is_dir() else o, src, splits) for o in out if o not in files]
+    rows += _passed_over(src, splits, rows)
+    if not any(Path(r['path']).is_file() for r in rows): raise CatalogError(f'{src.name} holds no image ({", ".join(PICTURES)} or .txt). Give the folder that holds the class folders.')
     catalog = leave_out(_typed(rows), missing, "Move or mend them, or leave them out by name with missing='drop'.").reset_index(drop=True)
     return _listed(catalog, src) if splits else catalog.drop(columns='split', errors='ignore')
 
@@ -392,33 +398,35 @@ def _caption(row):
     return '\n'.join([textwrap.fill(label, 26), ', '.join(str(o) for o in told if not pd.isna(o))]).strip()
 
 # %% ../nbs/api/04_catalog.ipynb #2dcb3a6b
-def _small(temps, most=160):
+def _small(pixels, most=160):
     "Means of square blocks, so that no side has more than about `most` pixels: enough for a stamp, and a small file."
-    k = max(1, max(temps.shape)//most)
-    rows,columns = (n//k for n in temps.shape)
-    return temps[:rows*k, :columns*k].reshape(rows, k, columns, k).mean((1, 3))
+    k = max(1, max(pixels.shape[:2])//most)
+    rows,columns = (n//k for n in pixels.shape[:2])
+    return pixels[:rows*k, :columns*k].reshape(rows, k, columns, k, *pixels.shape[2:]).mean((1, 3))
 
 # %% ../nbs/api/04_catalog.ipynb #2930f6f0
 def _picture(path):
     "A picture, or an image of an archive, as a stamp, black 0 and white 1; grey of 16 bits keeps its scale."
-    if split_item(path): return _stamp(read_item(path), False)
+    if split_item(path): return _small(read_item(path))/255
     with Image.open(path) as im:
         deep = im.mode.startswith('I')
-        pixels = np.asarray(im if deep or im.mode in ('L', 'RGB') else im.convert('RGB'))
-    return _stamp(pixels, deep)
+        im = ImageOps.exif_transpose(im)
+        return _small(np.asarray(im if deep or im.mode in ('L', 'RGB') else im.convert('RGB')))/(65535 if deep else 255)
 
-def _stamp(pixels, deep):
-    "Every k-th pixel, scaled."
-    k = max(1, max(pixels.shape[:2])//160)
-    return pixels[::k, ::k]/(65535 if deep else 255)
+def _stamp(path):
+    "What is drawn of an image, and whether it is degrees."
+    degrees = Path(path).suffix.lower() == '.txt'
+    try: return (_small(read_thermogram(path)) if degrees else _picture(path)), degrees
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        raise CatalogError(f'{item_name(path)} cannot be drawn ({getattr(e, "strerror", None) or e}). Mend it, or leave it out.') from None
 
 # %% ../nbs/api/04_catalog.ipynb #b324bd53
-def _show(ax, row, **scale):
+def _show(ax, row, stamp, **scale):
     "Draw one image; returns the mappable of a matrix, None for a picture."
-    matrix = Path(row['path']).suffix.lower() == '.txt'
+    pixels,degrees = stamp
     ax.set_title(_caption(row), fontsize=9)
-    if matrix: return ax.imshow(_small(read_thermogram(row['path'])), interpolation='none', **scale)
-    ax.imshow(_picture(row['path']), cmap='gray', vmin=0, vmax=1)
+    if degrees: return ax.imshow(pixels, interpolation='none', **scale)
+    ax.imshow(pixels, cmap='gray', vmin=0, vmax=1)
 
 # %% ../nbs/api/04_catalog.ipynb #ce8b1f16
 def plot_samples(
@@ -432,11 +440,13 @@ def plot_samples(
 ):                 # The axes, classes by `n`
     "Random images of each class, of different patients where they are known; matrices on one fixed scale."
     not_empty(catalog)
+    if not isinstance(n, (int, np.integer)) or n < 1: raise CatalogError(f'n = {n!r}: a whole number of images a class, from 1.')
     groups = [own.sample(frac=1, random_state=seed) for own in by_class(catalog).values()]
     if _knows_patients(catalog): groups = [g.iloc[np.argsort(g.groupby('patient').cumcount().to_numpy(), kind='stable')] for g in groups]
+    rows = [[(row, _stamp(row['path'])) for _,row in g.iloc[:n].iterrows()] for g in groups]
     fig,axs = plt.subplots(len(groups), n, figsize=(2.2*n + .6, 2.*len(groups)), squeeze=False, layout='constrained')
     for ax in axs.flat: ax.set_axis_off()
-    drawn = [_show(ax, row, vmin=low, vmax=high, cmap=cmap) for g,line in zip(groups, axs) for ax,(_,row) in zip(line, g.iloc[:n].iterrows())]
+    drawn = [_show(ax, *o, vmin=low, vmax=high, cmap=cmap) for own,line in zip(rows, axs) for ax,o in zip(line, own)]
     scale = next((o for o in drawn if o is not None), None)
     if scale: fig.colorbar(scale, ax=axs, shrink=.7, label='°C')
     return axs

@@ -145,7 +145,11 @@ class RunFolder:
     def __truediv__(self, name): return self.path/name
     def __repr__(self): return f'RunFolder({self.path.name!r}, done: {", ".join(self.state["done"]) or "nothing yet"})'
     @property
-    def state(self): return read_json(self/'state.json')
+    def state(self):
+        try: state = read_json(self/'state.json')
+        except FilesError: state = None
+        if isinstance(state, dict) and all(isinstance(state.get(k), list) for k in ('done', 'test_openings')): return state
+        raise FilesError(f'state.json of the run {self.path.name} is damaged. It counts how often the test set was opened, so do not write it anew: put back a copy, or begin a run in another folder.')
 
 # %% ../nbs/api/01_files.ipynb #90d4cc14
 from fastcore.basics import patch

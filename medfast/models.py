@@ -19,7 +19,8 @@ import sys
 import tempfile
 from collections import Counter
 from functools import partial
-from numbers import Integral
+from math import prod
+from numbers import Integral, Real
 from pathlib import Path
 
 # %% ../nbs/api/08_models.ipynb #41042470
@@ -35,15 +36,16 @@ from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.metrics import accuracy, accuracy_multi
 from fastai.optimizer import SGD
-from fastai.torch_core import params
+from fastai.torch_core import no_random, params
 from fastai.vision.learner import add_head, create_body, create_timm_model, cut_model, default_split, model_meta
 from fastcore.basics import noop, patch
+from fastcore.foundation import L
 from torch import nn
 
 # %% ../nbs/api/08_models.ipynb #88a4255e
 from .files import sha256
-from .networks import (ModelError, Mirror, big_cnn, build_network, count_parameters, covid_cnn, dense_head, layer_table, mirror_cnn,
-    simple_cnn, small_resnet, study_head)
+from .networks import (_SHARE, _WHOLE, ModelError, Mirror, _check, big_cnn, build_network, count_parameters, covid_cnn, dense_head, layer_table,
+    mirror_cnn, n_parameters, same_modes, simple_cnn, small_resnet, study_head)
 from .settings import set_seeds, watched
 from .split import class_weights
 
@@ -61,11 +63,14 @@ ARCHITECTURES = dict(resnet18=_tv.resnet18, resnet34=_tv.resnet34, resnet50=_tv.
 NETWORKS = dict(simple_cnn=simple_cnn, big_cnn=big_cnn, covid_cnn=covid_cnn, small_resnet=small_resnet)
 OURS = ('mirror_cnn', *NETWORKS) # No pretrained weights exist
 
+def _check_options(what, options, known):
+    "Raise `ModelError` for an option that is not known."
+    if strange := [o for o in options if o not in known]: raise ModelError(f'{what} has no option {strange[0]!r}. It has {", ".join(known)}.')
+
 def _build_whole(arch, n_in, n_out, head, options):
     "One of `NETWORKS`. Raises `ModelError` for a head, or an option that it has not."
     if not isinstance(head, str): raise ModelError(f'{arch} is built whole and takes no other head. Use one of {", ".join(ARCHITECTURES)} with head=..., or write a table for build_network.')
-    known = [o for o in inspect.signature(NETWORKS[arch]).parameters if o not in ('n_in', 'n_out')]
-    if strange := [o for o in options if o not in known]: raise ModelError(f'{arch} has no option {strange[0]!r}. It has {", ".join(known)}.')
+    _check_options(arch, options, [o for o in inspect.signature(NETWORKS[arch]).parameters if o not in ('n_in', 'n_out')])
     return NETWORKS[arch](n_in=n_in, n_out=n_out, **options)
 
 # %% ../nbs/api/08_models.ipynb #bbfdc242
@@ -77,12 +82,11 @@ def _timm_names():
 
 def _check_arch(arch):
     "Raise `ModelError` for a name that neither `ARCHITECTURES`, nor `NETWORKS`, nor timm knows."
-    if arch in ARCHITECTURES or arch in NETWORKS: return
-    others = _timm_names()
-    if arch in others: return
-    near = difflib.get_close_matches(str(arch), [*ARCHITECTURES, *NETWORKS, *others], 3, .5)
+    ours,others = [*ARCHITECTURES, *NETWORKS],_timm_names()
+    if arch in ours or arch in others: return
+    near = difflib.get_close_matches(str(arch), dict.fromkeys([*ours, *others]), 3, .5)
     more = ' timm is not installed; with it more names work (pip install timm).' if not others else ''
-    raise ModelError(f'No architecture {arch!r}.' + (f' Nearest: {", ".join(near)}.' if near else '') + f' Known: {", ".join([*ARCHITECTURES, *NETWORKS])}.{more}')
+    raise ModelError(f'No architecture {arch!r}.' + (f' Nearest: {", ".join(near)}.' if near else '') + f' Known: {", ".join(ours)}.{more}')
 
 # %% ../nbs/api/08_models.ipynb #d2ea9937
 _META = {**model_meta, _tv.vgg19: dict(cut=-2, stats=model_meta[_tv.vgg19_bn]['stats'])} # fastai has no entry for VGGs without batch norm
@@ -94,6 +98,22 @@ def _published(arch, n_out, n_in, custom_head=None, **options):
     n_features = num_features_model(nn.Sequential(*body.children())) if custom_head is None else None
     return add_head(body, n_features, n_out, head=custom_head, **options)
 
+def _of_timm(arch, n_out, n_in, **options):
+    "Body and head of one of timm's. Raises `ModelError` for an option that neither timm nor fastai knows."
+    try: return create_timm_model(arch, n_out, default_split, False, n_in=n_in, **options)[0]
+    except TypeError as e: raise ModelError(f'{arch} cannot be made with {", ".join(options) or "these options"}: {e}. Leave them out, or look the name up in timm.') from e
+
+# %% ../nbs/api/08_models.ipynb #188818c3
+_HEADS = dict(fastai=[o for o in inspect.signature(add_head).parameters if o not in ('body', 'nf', 'n_out', 'head')], study=['ps'])
+
+def _check_head_options(arch, head, options):
+    "Raise `ModelError` for a head that is none, or an option that it has not; timm has options of its own."
+    if not isinstance(head, nn.Module) and head not in list(_HEADS): raise ModelError(f'head = {head!r}: give {" or ".join(map(repr, _HEADS))}, or a module made for the features of the body, such as dense_head(512, 2).')
+    for p in L(options.get('ps')): _check(_SHARE, ps=p)
+    if arch in NETWORKS or arch not in ARCHITECTURES: return
+    if isinstance(head, nn.Module): _check_options(f'{arch} with a head of your own', options, ['init'])
+    else: _check_options(f"{arch} with {head}'s head", options, _HEADS[head])
+
 # %% ../nbs/api/08_models.ipynb #74a9633a
 def build_model(
     arch,          # Name in `ARCHITECTURES` or `NETWORKS`, or one of timm's
@@ -103,13 +123,14 @@ def build_model(
     n_in=3,        # Channels of the images: 3, or 1 for grey
     **options      # Of fastai's head: lin_ftrs, ps, concat_pool, ...; of one of `NETWORKS`: bn, bias, size, widths, ...
 ):                 # `nn.Sequential(body, head)`: (n, n_in, rows, columns) -> (n, n_out) logits
-    "A network with random weights. Raises `ModelError` for an unknown name."
+    "A network with random weights. Raises `ModelError` for an unknown name, head or option."
     _check_arch(arch)
+    _check(_WHOLE, n_out=n_out, n_in=n_in)
+    _check_head_options(arch, head, options)
     if arch in NETWORKS: model = _build_whole(arch, n_in, n_out, head, options)
     else:
-        if isinstance(head, nn.Module): options['custom_head'] = head
-        model = (_published(arch, n_out, n_in, **options) if arch in ARCHITECTURES
-            else create_timm_model(arch, n_out, default_split, False, n_in=n_in, **options)[0])
+        own = dict(custom_head=head) if isinstance(head, nn.Module) else {}
+        model = (_published if arch in ARCHITECTURES else _of_timm)(arch, n_out, n_in, **own, **options)
         if head=='study': model[1] = _like_study(model[1], n_out, **options)
     model.arch = arch
     return model
@@ -121,16 +142,15 @@ def _like_study(head, n_out, **options):
     return study_head(n//2 if pool else n, n_out, pool=pool, **options)
 
 # %% ../nbs/api/08_models.ipynb #765317d4
-def _units(body):
-    "The body's parts in order; a container that holds most of the parameters is opened."
-    size = lambda m: sum(p.numel() for p in m.parameters())
+def _size(*modules): return n_parameters(p for m in modules for p in m.parameters())
+
+def _opened(body, share):
+    "The body's parts in order; a container with more than `share` of the parameters gives way to what it holds."
     units = list(body.children())
-    while True:
-        big = max(units, key=size)
-        if size(big) < .6*size(body) or not isinstance(big, (nn.Sequential, nn.ModuleList)): break
-        i = units.index(big)
-        units[i:i+1] = list(big.children())
-    return [u for u in units if size(u)]
+    while whole := [u for u in units if isinstance(u, (nn.Sequential, nn.ModuleList)) and _size(u) > share*_size(body)]:
+        i = units.index(whole[0])
+        units[i:i+1] = list(whole[0].children())
+    return units
 
 # %% ../nbs/api/08_models.ipynb #7eebaa82
 def three_groups(
@@ -140,7 +160,7 @@ def three_groups(
     meta = model_meta.get(ARCHITECTURES.get(getattr(model, 'arch', None)))
     if meta: return meta['split'](model)
     body = getattr(model[0], 'model', model[0])
-    units = _units(body)
+    units = [u for u in _opened(body, .6) if _size(u)]
     upper = [p for u in units[(len(units)+1)//2:] for p in u.parameters()]
     ids = {id(p) for p in upper}
     return [[p for p in body.parameters() if id(p) not in ids], upper, params(model[1:])]
@@ -152,12 +172,7 @@ def body_blocks(
     "The body's blocks: its composite parts, or the layers between two poolings. Raises `ModelError` for a network without a body and a head."
     if not isinstance(model, nn.Sequential) or len(model)!=2: raise ModelError('The network is not nn.Sequential(body, head), so it has no blocks. Use one of build_model or build_network; inside precomputed() leave the block first.')
     body = getattr(model[0], 'model', model[0])
-    size = lambda m: sum(p.numel() for p in m.parameters())
-    units = list(body.children())
-    while whole := [u for u in units if type(u) in (nn.Sequential, nn.ModuleList) and size(u) > .8*size(body)]:
-        i = units.index(whole[0])
-        units[i:i+1] = list(whole[0].children())
-    return [b for b in _between_pools(units) if sum(map(size, b))]
+    return [b for b in _between_pools(_opened(body, .8)) if _size(*b)]
 
 def _weighty(module):
     "Types of the layers in a module that have weights, batch norm and its like aside."
@@ -177,9 +192,9 @@ def block_table(
     model # Body and head, such as `build_model` makes
 )->pd.DataFrame: # Index: block 1, 2, ..., head; columns layers, parameters, trainable
     "What each block of a network holds, and how much of it training may change. Raises `ModelError`."
-    count = lambda ms, only: sum(p.numel() for m in ms for p in m.parameters() if p.requires_grad or not only)
+    trainable = lambda ms: n_parameters(p for m in ms for p in m.parameters() if p.requires_grad)
     parts = {f'block {i + 1}': b for i,b in enumerate(body_blocks(model))} | {'head': [model[1]]}
-    rows = {k: (', '.join(f'{n} {w}' for w,n in Counter(w for m in b for w in _weighty(m)).items()), count(b, False), count(b, True)) for k,b in parts.items()}
+    rows = {k: (', '.join(f'{n} {w}' for w,n in Counter(w for m in b for w in _weighty(m)).items()), _size(*b), trainable(b)) for k,b in parts.items()}
     return pd.DataFrame.from_dict(rows, orient='index', columns=['layers', 'parameters', 'trainable'])
 
 # %% ../nbs/api/08_models.ipynb #4d235054
@@ -271,18 +286,27 @@ def _session_folder():
 
 # %% ../nbs/api/08_models.ipynb #cc3c5f0e
 def _class_weights(dls, wanted):
-    "None, or one weight a class in the order of `dls.vocab`."
+    "None, or one weight a class in the order of `dls.vocab`. Raises `ModelError`."
     if wanted is None: return None
-    if isinstance(wanted, str) and wanted=='balanced': wanted = class_weights(dls.catalogs['train'])
-    if isinstance(wanted, dict) and set(wanted)==set(dls.vocab): wanted = [wanted[c] for c in dls.vocab]
-    if isinstance(wanted, (str, dict)) or len(wanted)!=len(dls.vocab):
-        raise ModelError(f"class_weights = {wanted!r}: give one number for each of {', '.join(dls.vocab)}, or 'balanced'.")
-    return torch.tensor(list(wanted), dtype=torch.float32, device=dls.device)
+    found = class_weights(_training_rows(dls)) if isinstance(wanted, str) and wanted=='balanced' else wanted
+    if isinstance(found, pd.Series): found = found.to_dict()
+    if isinstance(found, dict) and set(found)==set(dls.vocab): found = [found[c] for c in dls.vocab]
+    found = [] if isinstance(found, (str, dict)) or not hasattr(found, '__iter__') else list(found)
+    if len(found)!=len(dls.vocab) or not all(map(_is_weight, found)):
+        raise ModelError(f"class_weights = {wanted!r}: give one number above 0 for each of {', '.join(map(str, dls.vocab))}, or 'balanced'.")
+    return torch.tensor(found, dtype=torch.float32, device=dls.device)
+
+def _is_weight(w): return isinstance(w, (Real, torch.Tensor)) and 0 < w < float('inf')
+
+def _training_rows(dls):
+    "The catalog of the training images. Raises `ModelError` where the loaders have none."
+    if getattr(dls, 'catalogs', None): return dls.catalogs['train']
+    raise ModelError("class_weights = 'balanced': these DataLoaders carry no catalog to count in. Make them with study_dls or array_dls, or give one number a class.")
 
 # %% ../nbs/api/08_models.ipynb #272bc8ae
 def _loss(dls, class_weights, label_smoothing):
     "Cross-entropy for one label an image, binary cross-entropy of each label for several. Raises `ModelError` for options that do not fit."
-    if not 0 <= label_smoothing < 1: raise ModelError(f'label_smoothing = {label_smoothing}: a share of the label from 0 to below 1, such as .1.')
+    _check(_SHARE, label_smoothing=label_smoothing)
     if not getattr(dls, 'multi_label', False): return CrossEntropyLossFlat(weight=_class_weights(dls, class_weights), label_smoothing=label_smoothing)
     if class_weights is not None or label_smoothing:
         raise ModelError('class_weights and label_smoothing are for one label an image, and here an image may have several. Leave them out.')
@@ -318,11 +342,25 @@ def _for_channels(state, name, n_in):
     return {**state, first: state[first].sum(1, keepdim=True)}, f'{name}, first layer summed to one channel'
 
 # %% ../nbs/api/08_models.ipynb #ea693280
-def _check_outputs(model, vocab):
-    "Raise `ModelError` where the head gives another number of outputs than there are classes."
-    last = [m for m in model[1].modules() if isinstance(m, nn.Linear)][-1:]
-    if last and last[0].out_features!=len(vocab):
-        raise ModelError(f'The head gives {last[0].out_features} outputs, and there are {len(vocab)} classes ({", ".join(map(str, vocab))}). Make it with n_out={len(vocab)}.')
+def _one_image(dls):
+    "The first training image as the network will see it, (1, channels, rows, columns)."
+    with no_random(), torch.device('cpu'): x = dls.train.new(bs=1, shuffle=False, drop_last=False, num_workers=0).one_batch()[0]
+    return x.as_subclass(torch.Tensor)
+
+def _check_head(model, dls):
+    "Raise `ModelError` where a head cannot read what the body gives, or has another number of outputs than there are classes."
+    x = _one_image(dls).to(next(model.parameters()).device)
+    with same_modes(model), torch.no_grad():
+        maps = model.eval()[0](x)
+        try: out = model[1](maps)
+        except RuntimeError as e: raise ModelError(_misfit(tuple(maps.shape[1:]), str(e))) from e
+    n = len(dls.vocab)
+    if out.shape!=(1, n): raise ModelError(f'The head gives {prod(out.shape)} outputs, and there are {n} classes ({", ".join(map(str, dls.vocab))}). Make it with n_out={n}.')
+
+def _misfit(shape, said):
+    "What to tell about a head that cannot read features of `shape`."
+    flat = f', or {prod(shape)} for one with pool=False' if len(shape) > 1 else ''
+    return f'The head cannot read what the body gives for an image, features of the shape {shape} ({" ".join(said.split())[:100]}). Make it with n_features={shape[0]}{flat}.'
 
 # %% ../nbs/api/08_models.ipynb #9c02f580
 def _quiet(learn):
@@ -338,6 +376,22 @@ def _log_epoch(learn, row):
     named = zip(learn.recorder.metric_names[1:], row[1:])
     sys.stdout.write(f'epoch {row[0] + 1} of {learn.n_epoch}: ' + ', '.join(f'{k} {v:.4f}' if isinstance(v, float) else f'{k} {v}' for k,v in named) + '\n')
     sys.stdout.flush()
+
+# %% ../nbs/api/08_models.ipynb #849bc0ab
+def _start(dls, arch, pretrained, freeze, any_stats):
+    "Weights that the body starts from and their name, or None for both, checked against the batches; random ones are announced."
+    state,name = _for_channels(*find_weights(arch, pretrained), getattr(dls, 'n_in', 3))
+    if state and not any_stats: _check_normalised(dls, arch)
+    if not state and pretrained is None and arch not in OURS: _say_random(arch, bool(freeze))
+    return state, name
+
+# %% ../nbs/api/08_models.ipynb #e1ced877
+def _network(dls, arch, head, state, options):
+    "Body and head for these images and classes, with the body's weights where there are some."
+    model = build_model(arch, len(dls.vocab), head=head, n_in=getattr(dls, 'n_in', 3), **options)
+    if isinstance(head, nn.Module): _check_head(model, dls)
+    if state: model[0].load_state_dict(state)
+    return model
 
 # %% ../nbs/api/08_models.ipynb #5e10b821
 def medical_learner(
@@ -358,15 +412,10 @@ def medical_learner(
     **options           # As in `build_model`: of fastai's head (lin_ftrs, ps, ...), or of one of `NETWORKS` (bn, size, widths, ...)
 )->Learner:             # With `learn.weights`, `learn.pretrained`, `learn.recipe`, `learn.arch` and three groups of parameters
     "A fastai Learner that knows the name of its weights. Sets all seeds. Raises `ModelError`."
-    if recipe not in RECIPES: raise ModelError(f'No recipe {recipe!r}. Choose one of {", ".join(RECIPES)}.')
-    n_in,loss = getattr(dls, 'n_in', 3), _loss(dls, class_weights, label_smoothing)
-    state,name = _for_channels(*find_weights(arch, pretrained), n_in)
-    if state and not any_stats: _check_normalised(dls, arch)
-    if not state and pretrained is None and arch not in OURS: _say_random(arch, bool(freeze))
+    if recipe not in list(RECIPES): raise ModelError(f'No recipe {recipe!r}. Choose one of {", ".join(RECIPES)}.')
+    loss,(state,name) = _loss(dls, class_weights, label_smoothing), _start(dls, arch, pretrained, freeze, any_stats)
     set_seeds(seed)
-    model = build_model(arch, len(dls.vocab), head=head or recipe, n_in=n_in, **options)
-    _check_outputs(model, dls.vocab)
-    if state: model[0].load_state_dict(state)
+    model = _network(dls, arch, recipe if head is None else head, state, options)
     if metrics is None: metrics = accuracy_multi if getattr(dls, 'multi_label', False) else accuracy
     learn = Learner(dls, model, loss_func=loss, splitter=three_groups, metrics=metrics, path=path or _session_folder(), cbs=cbs, **RECIPES[recipe])
     if recipe=='study': learn.add_cb(BnFreeze())
@@ -377,7 +426,8 @@ def medical_learner(
 # %% ../nbs/api/08_models.ipynb #9ba10583
 @patch(as_prop=True)
 def history(self:Learner)->pd.DataFrame: # epoch, train_loss, valid_loss and the metrics
-    "What the last fit recorded, one row an epoch."
+    "What the last fit recorded, one row an epoch. Raises `ModelError` before the first."
+    if not getattr(getattr(self, 'recorder', None), 'values', None): raise ModelError('There is no history: nothing was trained yet, or lr_find has emptied the recorder. Train first, with learn.fit(1) or a sister of it.')
     names = self.recorder.metric_names[1:-1]
     return pd.DataFrame(list(map(list, self.recorder.values)), columns=names).rename_axis('epoch').reset_index()
 

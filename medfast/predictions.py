@@ -9,7 +9,7 @@ __all__ = ['UntrainedWarning', 'is_trained', 'ensemble', 'KeepSnapshots']
 import warnings
 from contextlib import contextmanager
 from functools import partial
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 
 # %% ../nbs/api/11_predictions.ipynb #1352c134
@@ -61,8 +61,8 @@ def _rows(dls, ds_idx):
 # %% ../nbs/api/11_predictions.ipynb #68928edd
 def _check_part(dls, ds_idx):
     "Raise `PredictionsError` where there is no part `ds_idx`."
-    if not 0 <= ds_idx < len(dls.loaders):
-        raise PredictionsError(f'ds_idx = {ds_idx}, but there are {len(dls.loaders)} parts: 0 train, 1 valid, 2 test where the catalog has one. Split with test=.2 to have a test part.')
+    if not isinstance(ds_idx, Integral) or not 0 <= ds_idx < len(dls.loaders):
+        raise PredictionsError(f'ds_idx = {ds_idx!r}, but there are {len(dls.loaders)} parts: 0 train, 1 valid, 2 test where the catalog has one. Split with test=.2 to have a test part.')
 
 # %% ../nbs/api/11_predictions.ipynb #8a44614d
 _OF_TORCH = {nn.CrossEntropyLoss: partial(torch.softmax, dim=1), nn.BCEWithLogitsLoss: torch.sigmoid}
@@ -124,8 +124,8 @@ def _draws(tfm):
 # %% ../nbs/api/11_predictions.ipynb #333d9d1f
 def _check_views(dl, tta, beta):
     "Raise `PredictionsError` where `tta` views cannot be drawn or averaged."
-    if not (isinstance(tta, Integral) and tta > 0 and 0 <= beta <= 1):
-        raise PredictionsError(f'tta = {tta}, beta = {beta}: tta counts the augmented views (0 or more), beta is the weight of the image, from 0 to 1.')
+    if not (isinstance(tta, Integral) and tta > 0 and isinstance(beta, Real) and 0 <= beta <= 1):
+        raise PredictionsError(f'tta = {tta!r}, beta = {beta!r}: tta counts the augmented views (0 or more), beta is the weight of the image, from 0 to 1.')
     pipes = [getattr(dl, o, None) for o in ('after_item', 'before_batch', 'after_batch')] + [o.tfms for o in getattr(dl.dataset, 'tls', [])]
     if not hasattr(dl.dataset, 'set_split_idx') or not any(_draws(t) for p in pipes for t in getattr(p, 'fs', [])):
         raise PredictionsError(f"The DataLoaders have no augmentation to draw from, so tta = {tta} would average equal views. Make them with study_dls(..., augment='thermogram').")
@@ -148,7 +148,8 @@ def _head(learn):
 def is_trained(
     learn # A fastai Learner
 )->bool:  # False where no sign of training is found
-    "Whether the head has seen training batches, by the count of its batch norm, or else by the recorder."
+    "Whether the head has seen training batches: its weights are of a checkpoint of `fit_resumable`, or by the count of its batch norm, or else by the recorder."
+    if getattr(learn, 'trained', False): return True
     counts = [m.num_batches_tracked for m in _head(learn).modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.num_batches_tracked is not None]
     if counts: return counts[-1].item() > 0
     recorder = getattr(learn, 'recorder', None)
@@ -255,15 +256,24 @@ def _check_same_truth(first, other, order, k):
     theirs = None if other.patients is None else [other.patients[i] for i in order]
     if None not in (first.patients, theirs) and first.patients!=theirs: raise PredictionsError(f'Prediction {k} names other patients than prediction 0. One of the catalogs is wrong.')
 
+# %% ../nbs/api/11_predictions.ipynb #dae5e571
+def _check_several(preds):
+    "`preds` as a list. Raises `PredictionsError` for an empty one, and for what is no `Predictions`."
+    preds = [*preds] if hasattr(preds, '__iter__') else preds
+    if not isinstance(preds, list): raise PredictionsError(f'preds is one {type(preds).__name__}: give a list, such as [learn.predictions(), other.predictions()].')
+    if not preds: raise PredictionsError('There is nothing to average. Give one Predictions or more.')
+    if wrong := [k for k,o in enumerate(preds) if not isinstance(o, Predictions)]:
+        raise PredictionsError(f'Prediction {wrong[0]} is of the type {type(preds[wrong[0]]).__name__}. Give `Predictions`, as learn.predictions() makes them: they know their items.')
+    return preds
+
 # %% ../nbs/api/11_predictions.ipynb #b15fa68f
 def ensemble(
     preds,             # `Predictions` of the same images by several models, in any order of rows
     of='probabilities' # What is averaged: 'probabilities', or 'logits' (a geometric mean: one very sure model weighs more)
 )->Predictions:        # Rows in the order of the first
     "The mean of several models, joined by item. Raises `PredictionsError` where items, classes or labels differ."
-    preds = list(preds)
-    if not preds: raise PredictionsError('There is nothing to average. Give one Predictions or more.')
-    if of not in ('probabilities', 'logits'): raise PredictionsError(f"of = {of!r}: choose 'probabilities' or 'logits'.")
+    preds = _check_several(preds)
+    if of not in ['probabilities', 'logits']: raise PredictionsError(f"of = {of!r}: choose 'probabilities' or 'logits'.")
     first = preds[0]
     orders = [_same_rows(first, o, k) for k,o in enumerate(preds)]
     probs = np.array([o.probs[order] for o,order in zip(preds, orders)])

@@ -11,7 +11,7 @@ import math
 import random
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,6 +27,9 @@ from fastai.learner import Learner
 from fastai.torch_core import no_random
 from fastcore.basics import patch
 from fastcore.foundation import L
+
+# %% ../nbs/api/10_schedule.ipynb #3ba98c83
+from .networks import same_modes
 
 # %% ../nbs/api/10_schedule.ipynb #60b7048e
 class ScheduleError(ValueError):
@@ -99,7 +102,7 @@ def fit_cycles(self:Learner,
 ):
     "Cosine cycles with warm restarts: fastai 0.7's `fit(lr, n_cycles, cycle_len, cycle_mult)`. Raises `ScheduleError`."
     lengths = cycle_lengths(n_cycles, cycle_len, cycle_mult)
-    if not 0 <= start_epoch < sum(lengths): raise ScheduleError(f'start_epoch = {start_epoch}: these cycles have the epochs 0 to {sum(lengths)-1}.')
+    if not isinstance(start_epoch, Integral) or not 0 <= start_epoch < sum(lengths): raise ScheduleError(f'start_epoch = {start_epoch!r}: these cycles have the epochs 0 to {sum(lengths)-1}.')
     cycles = _Cycles(_group_rates(self, lr_max), lengths)
     self.fit(sum(lengths), cbs=[cycles, *L(cbs)], wd=wd, reset_opt=reset_opt, start_epoch=start_epoch)
 
@@ -156,13 +159,13 @@ def _cloned(o):
 def _same_model(model):
     "Weights, running statistics, gradients and train/eval modes are put back on leaving."
     tensors = {t: t.detach().clone() for t in [*model.parameters(), *model.buffers()]}
-    grads,modes = {p: _cloned(p.grad) for p in model.parameters()}, {m: m.training for m in model.modules()}
-    try: yield
+    grads = {p: _cloned(p.grad) for p in model.parameters()}
+    try:
+        with same_modes(model): yield
     finally:
         with torch.no_grad():
             for t,old in tensors.items(): t.copy_(old)
         for p,g in grads.items(): p.grad = g
-        for m,training in modes.items(): m.training = training
 
 # %% ../nbs/api/10_schedule.ipynb #204e9c35
 @contextmanager
@@ -261,7 +264,7 @@ def suggest_lr(self:Learner,
     seed=42        # Of the dropout and augmentation during the search
 )->LRSuggestion:   # The curve and the rates read from it
     "fastai's `lr_find` that leaves weights, optimiser, recorder, random states and the disk as they were. Raises `ScheduleError`."
-    if num_it < 50: raise ScheduleError(f'num_it = {num_it}: below 50 iterations the curve is too short to suggest anything.')
+    if not isinstance(num_it, Integral) or num_it < 50: raise ScheduleError(f'num_it = {num_it!r}: below 50 iterations the curve is too short to suggest anything. Give a whole number from 50.')
     if not len(self.dls.train): raise ScheduleError(f'The training loader gives no batch ({self.dls.train.n} items, bs={self.dls.train.bs}): choose a smaller bs.')
     with TemporaryDirectory() as tmp, _same_model(self.model), _same_opt(self.opt), _same_learner(self), no_random(seed):
         self.path,self.model_dir = Path(tmp),'.'
@@ -273,6 +276,19 @@ def suggest_lr(self:Learner,
 def _weights(model):
     "A copy of all weights and running statistics."
     return {k: v.detach().clone() for k,v in model.state_dict().items()}
+
+# %% ../nbs/api/10_schedule.ipynb #d513c581
+_STOP_RULES = dict(
+    monitor=("a column of the training table, such as 'valid_loss'", lambda o: isinstance(o, str)),
+    min_delta=('a number from 0', lambda o: isinstance(o, Real) and 0 <= o < math.inf),
+    patience=('a whole number of epochs from 1', lambda o: isinstance(o, Integral) and not isinstance(o, bool) and o >= 1),
+    comp=('np.less, np.greater or None', lambda o: o is None or o is np.less or o is np.greater))
+
+def _check_stop(**given):
+    "Raise `ScheduleError` for the first value that is not what its rule wants."
+    for name,value in given.items():
+        rule,fits = _STOP_RULES[name]
+        if not fits(value): raise ScheduleError(f'{name} = {value!r}: must be {rule}.')
 
 # %% ../nbs/api/10_schedule.ipynb #0d357869
 class EarlyStop(EarlyStoppingCallback):
@@ -286,7 +302,7 @@ class EarlyStop(EarlyStoppingCallback):
         restore=True,         # Put back the weights of the best epoch
         reset_on_fit=True     # Forget the best value when a new training begins
     ):
-        if not isinstance(patience, Integral) or patience < 1: raise ScheduleError(f'patience = {patience!r}: must be a whole number of epochs from 1.')
+        _check_stop(monitor=monitor, min_delta=min_delta, patience=patience, comp=comp)
         super().__init__(monitor, comp, min_delta, patience, reset_on_fit)
         self.restore,self.best_epoch,self.stopped,self.best_weights = restore,None,False,None
 

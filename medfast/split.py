@@ -11,6 +11,7 @@ __all__ = ['SPLITS', 'SplitError', 'LeakageError', 'item_ids', 'split_catalog', 
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path, PurePosixPath
 
 # %% ../nbs/api/05_split.ipynb #f6a481cb
@@ -20,9 +21,9 @@ from fastcore.script import call_parse, store_true
 from sklearn.model_selection import StratifiedGroupKFold
 
 # %% ../nbs/api/05_split.ipynb #2d36d541
-from .archive import content_ids, split_item
+from .archive import content_ids, counted, item_name, same_path, split_item
 from .files import OS_FILES, atomic_path, sha256, sweep, write_text
-from .pictures import by_class, has_several
+from .pictures import by_class, equal_names, has_several, in_order
 from .settings import progress_bar
 
 # %% ../nbs/api/05_split.ipynb #bda65aee
@@ -37,58 +38,91 @@ SPLITS = ('train', 'valid', 'test')
 
 # %% ../nbs/api/05_split.ipynb #c8c5041e
 def _checked(catalog, *columns):
-    "A copy of `catalog` with what every split needs: paths, at least two classes, a `patient` column."
+    "A copy of `catalog` with what every split needs: paths, labels, and a `patient` column of clean names."
     lacking = [c for c in ('path', 'label', *columns) if c not in catalog]
     if lacking: raise SplitError(f'The catalog has no column {", ".join(map(repr, lacking))}. '
         + ('Split it first: `split_catalog`.' if lacking[0] == 'split' else 'Make it with `dmr_catalog` or `folder_catalog`.'))
     if not len(catalog): raise SplitError('The catalog is empty: there is nothing to split.')
+    _check_told(catalog)
+    if 'split' in columns:
+        _check_sides(catalog)
+        _check_copies(catalog)
+    return catalog.assign(patient=_patients(catalog))
+
+def _patients(catalog):
+    "Patients as texts without blanks around them; <NA> where there is none."
+    if 'patient' not in catalog: return pd.array([pd.NA]*len(catalog), dtype='string')
+    return catalog.patient.astype('string').str.strip().replace('', pd.NA)
+
+# %% ../nbs/api/05_split.ipynb #a430a943
+def _check_told(catalog):
+    "Raise for rows without path or label, and for labels that are partly texts."
+    lost = int(catalog.path.isna().sum())
+    if lost: raise SplitError(f'{counted(lost, "row has", "rows have")} no path. Leave them out: catalog[catalog.path.notna()].')
     nameless = catalog[catalog.label.isna()]
-    if len(nameless): raise SplitError(f'{len(nameless)} images have no label, the first is {Path(nameless.path.iloc[0]).name}. Label them or leave them out.')
-    if 'split' in columns: _check_copies(catalog)
-    return catalog.copy() if 'patient' in catalog else catalog.assign(patient=pd.array([pd.NA]*len(catalog), dtype='string'))
+    if len(nameless): raise SplitError(f'{counted(len(nameless), "image has", "images have")} no label, the first is {item_name(nameless.path.iloc[0])}. Label them or leave them out.')
+    kinds = {isinstance(o, str): o for o in catalog.label.unique()}
+    if len(kinds) > 1: raise SplitError(f'The label {kinds[True]!r} is a text and {kinds[False]!r} is none, so they have no common order. Make all labels texts: catalog.assign(label=catalog.label.astype(str)).')
+
+def _check_sides(catalog):
+    "Raise for parts of other names."
+    strange = sorted(set(catalog.split.astype('string').fillna('nothing')) - set(SPLITS))
+    if strange: raise SplitError(f'The column `split` holds {", ".join(strange)}; it may hold {", ".join(SPLITS)}. Rename the parts, or leave these rows out.')
 
 # %% ../nbs/api/05_split.ipynb #14ac2287
 def _classes(catalog):
     "The classes, in alphabetical order; at least two."
-    classes = sorted(catalog.label.unique())
-    if len(classes) < 2: raise SplitError(f'All {len(catalog)} images are {classes[0]}. Two classes are needed, each with patients for every part.')
+    classes = in_order(catalog.label.unique())
+    if len(classes) < 2: raise SplitError(f'All {counted(len(catalog), "image")} are {classes[0]}. Two classes are needed, each with patients for every part.')
     return classes
 
 # %% ../nbs/api/05_split.ipynb #5601f838
-def _is_copy(catalog): return (catalog['copy'].fillna(0) > 0).to_numpy() if 'copy' in catalog else np.zeros(len(catalog), bool)
+def _is_copy(catalog):
+    "True for repeated rows."
+    if 'copy' not in catalog: return np.zeros(len(catalog), bool)
+    try: return (catalog['copy'].fillna(0) > 0).to_numpy(bool)
+    except (TypeError, ValueError): raise SplitError(f"The column `copy` holds texts such as {catalog['copy'].dropna().iloc[0]!r}. It counts repetitions, 0 for the image itself: catalog.astype(dict(copy='Int64')).") from None
+
 def _originals(catalog): return catalog[~_is_copy(catalog)] if 'copy' in catalog else catalog
 
 def _stray_copies(catalog, on='split'):
     "Names of copies that do not stand on their image's side, or outside train."
-    copies,paths,sides = _is_copy(catalog), catalog.path.astype(str).to_numpy(), catalog[on].astype(str).to_numpy()
+    copies,paths,sides = _is_copy(catalog), catalog.path.map(same_path).to_numpy(), catalog[on].astype(str).to_numpy()
     home = dict(zip(paths[~copies], sides[~copies]))
-    return sorted({_name(p) for p,s in zip(paths[copies], sides[copies]) if home.get(p) != s or on == 'split' and s != 'train'})
+    return sorted({item_name(p) for p,s in zip(paths[copies], sides[copies]) if home.get(p) != s or on == 'split' and s != 'train'})
 
 def _check_copies(catalog):
     "Raise `LeakageError` where a copy is not in train beside its image."
-    stray = _stray_copies(catalog)
+    stray = _stray_copies(catalog) if _is_copy(catalog).any() else []
     if stray: raise LeakageError(f'Repeated images outside the training part, or without their image in it: {len(stray)} ({", ".join(stray[:5])}). '
         "Split again from the images themselves, catalog[catalog['copy'] == 0], and upsample_training afterwards.")
-
-# %% ../nbs/api/05_split.ipynb #fd04f701
-def _name(path):
-    "File name of a path; of `file.npz#test/17` all from `file.npz` on."
-    base,mark,inner = str(path).replace('\\', '/').partition('#')
-    return base.rsplit('/', 1)[-1] + mark + inner
 
 # %% ../nbs/api/05_split.ipynb #c851e840
 def item_ids(
     catalog # Column `path`
 )->list:    # One text an image, in the order of the rows
-    "Names that tell the images apart, the same on every machine; a copy has the name of its image. Raises `SplitError` where a path stands twice."
-    paths = [str(p).replace('\\', '/') for p in catalog.path]
-    own = pd.Series(paths)[~_is_copy(catalog)]
-    twice = own[own.duplicated()]
-    if len(twice): raise SplitError(f'{_name(twice.iloc[0])} stands in the catalog more than once ({len(twice)} rows too many). Remove duplicates: catalog.drop_duplicates("path").')
-    names = [_name(p) for p in paths]
-    if len(set(names)) == len(set(paths)): return names
-    root = os.path.commonpath([os.path.dirname(p) for p in paths])
-    return [os.path.relpath(p, root).replace(os.sep, '/') for p in paths]
+    "Names that tell the images apart, the same on every machine; a copy has the name of its image. Raises `SplitError` where an image stands twice, however it is spelt."
+    same = catalog.path.map(same_path)
+    _check_once(catalog, same)
+    spelt = dict(zip(same, catalog.path.astype(str)))
+    names = {s: item_name(p) for s,p in spelt.items()}
+    if len(set(names.values())) < len(names): names = dict(zip(names, _below(list(spelt.values()))))
+    return [names[s] for s in same]
+
+def _below(paths):
+    "Paths below their common folder."
+    folders = [os.path.dirname(os.path.abspath((split_item(p) or [p])[0].replace('\\', '/'))) for p in paths]
+    root = os.path.commonpath(folders)
+    return [PurePosixPath(os.path.relpath(f, root).replace(os.sep, '/'), item_name(p)).as_posix() for f,p in zip(folders, paths)]
+
+def _check_once(catalog, same):
+    "Raise where an image stands in two rows; `LeakageError` where these are on two sides."
+    own = same[~_is_copy(catalog)]
+    twice = own[own.duplicated(keep=False)]
+    if not len(twice): return
+    sides = sorted(catalog.split[(same == twice.iloc[0]).to_numpy()].astype(str).unique()) if 'split' in catalog else []
+    raise (LeakageError if len(sides) > 1 else SplitError)(f'{item_name(twice.iloc[0])} stands in the catalog more than once{", in " + " and ".join(sides) if len(sides) > 1 else ""} '
+        f'({counted(len(twice) - twice.nunique(), "row")} too many). Remove duplicates: catalog[~catalog.path.map(same_path).duplicated()], with same_path of medfast.archive.')
 
 # %% ../nbs/api/05_split.ipynb #382dea23
 def _known_patients(catalog, way_out):
@@ -97,7 +131,7 @@ def _known_patients(catalog, way_out):
     if unknown: raise SplitError(f'The patient of {unknown} of {len(catalog)} images is unknown, so patients cannot be kept apart. {way_out}')
     labels = catalog.groupby('patient').label.nunique()
     both = sorted(labels[labels > 1].index)
-    if both: raise SplitError(f'{len(both)} patients have two labels: {", ".join(both[:5])}. Mend the table of patients, or leave them out.')
+    if both: raise SplitError(f'{counted(len(both), "patient has", "patients have")} two labels: {", ".join(both[:5])}. Mend the table of patients, or leave them out.')
 
 # %% ../nbs/api/05_split.ipynb #53070266
 def _units(catalog, by):
@@ -157,12 +191,12 @@ def _marked(catalog, split, by):
     return catalog
 
 # %% ../nbs/api/05_split.ipynb #b155d2ca
-def _official(catalog, valid=0., seed=0):
+def _official(catalog, valid=.2, test=0., seed=0):
     "The split that came with the data, checked; a split that was drawn by image keeps its name."
+    if test: raise SplitError(f"test = {test!r}: by='official' takes the test part that came with the data. Leave test out, or split anew with by='patient'.")
     if 'split' not in catalog and 'official' in catalog: return _train_and_test(catalog, valid, seed)
+    if valid not in (.2, 0): raise SplitError(f"valid = {valid!r}: the catalog has a column `split`, and by='official' takes it as it is. Leave valid out, or drop the column to split anew.")
     catalog = _checked(catalog, 'split')
-    strange = sorted(set(map(str, catalog.split.unique())) - set(SPLITS))
-    if strange: raise SplitError(f'The column `split` holds {", ".join(strange)}; it may hold {", ".join(SPLITS)}.')
     by = catalog.split_by.iloc[0] if 'split_by' in catalog else 'official'
     return _marked(catalog, catalog.split, by)
 
@@ -170,6 +204,7 @@ def _official(catalog, valid=0., seed=0):
 def _train_and_test(catalog, valid, seed):
     "The parts of the column `official`; validation is drawn from TRAIN by patient."
     catalog = _checked(catalog)
+    _check_sizes(valid, 0)
     part = catalog.official.astype('string').str.lower().fillna('nothing')
     strange = sorted(set(part) - {'train', 'test'})
     if strange: raise SplitError(f'The column `official` holds {", ".join(strange)}; it may hold TRAIN and TEST.')
@@ -191,7 +226,7 @@ def split_catalog(
 ):                # A copy with the columns `split` ('train', 'valid', 'test') and `split_by`
     "Split each class. Images are counted exactly, patients come whole and as near to the count as they can. Raises `SplitError`."
     _check_seed(seed)
-    if by == 'official': return _official(catalog, valid, seed)
+    if by == 'official': return _warn_patients(_official(catalog, valid, test, seed))
     catalog = _checked(catalog)
     _no_copies(catalog)
     _one_name_each(catalog, "Choose by='official' where the data came split.")
@@ -203,6 +238,13 @@ def split_catalog(
     return _marked(catalog, [parts[u] for u in units], by)
 
 # %% ../nbs/api/05_split.ipynb #40a51985
+def _warn_patients(catalog):
+    "Say how many patients an official split has on several sides."
+    n = len(_shared(catalog.patient.dropna(), catalog.split[catalog.patient.notna()])) if (catalog.split_by == 'official').all() else 0
+    if n: warnings.warn(f"{counted(n, 'patient stands', 'patients stand')} on more than one side of the official split, so the test asks in part whether they are recognised. "
+        "audit_leakage(catalog, raises=False) names them; by='patient' keeps them apart.", stacklevel=3)
+    return catalog
+
 def _one_name_each(catalog, way_out):
     "Raise where images have several findings, so that classes overlap."
     if has_several(catalog): raise SplitError(f'Images of this catalog may have several findings, so its classes overlap and cannot be drawn one by one. {way_out}')
@@ -223,6 +265,12 @@ def _leak(before, after, aside=.2):
     whole = sum(shares[c]*after[c] for c in shares)/sum(after[c] for c in shares)
     return (f'Repeated before a split by image with a fifth for testing, about {shares[worst]:.0%} of the tested {worst} images, and {whole:.0%} of all, would have a copy of themselves in the training part: '
         'the test would ask whether the network remembers them.')
+
+# %% ../nbs/api/05_split.ipynb #b144bece
+def _shared(keys, sides):
+    "Keys that stand on more than one side, sorted."
+    n = pd.Series(np.asarray(sides)).groupby(np.asarray(keys, dtype=object)).nunique()
+    return sorted(n[n > 1].index)
 
 # %% ../nbs/api/05_split.ipynb #96b29008
 def _tally(part, classes, positive):
@@ -245,6 +293,7 @@ def split_summary(
 ):                # One row a part and one for the whole: images, patients, by class, prevalence, how it was split
     "Count images and patients of each part. Patients are <NA> where they are unknown; repeated images have a column of their own."
     whole = _checked(catalog, 'split')
+    _check_claim(whole)
     catalog,copies = _originals(whole), whole[_is_copy(whole)]
     classes = list(by_class(catalog))
     positive = positive or classes[-1]
@@ -255,6 +304,13 @@ def split_summary(
     counts = [c for c in table if not c.startswith('prevalence')]
     table = table.astype({c: 'Int64' if c in counts else 'Float64' for c in table})
     return table.assign(split_by=catalog.get('split_by', pd.Series(['unknown'])).iloc[0])
+
+# %% ../nbs/api/05_split.ipynb #bf0d7a32
+def _check_claim(catalog):
+    "Raise where a split calls itself one by patient, and nobody knows the patients."
+    if 'split_by' not in catalog: return
+    unknown = int((catalog.patient.isna() & (catalog.split_by == 'patient')).sum())
+    if unknown: raise LeakageError(f"split_by says 'patient', but the patient of {unknown} of {len(catalog)} images is unknown, so nobody can tell whether patients are kept apart. Bring the column `patient` back, or split again.")
 
 # %% ../nbs/api/05_split.ipynb #369d339d
 def split_hash(
@@ -362,12 +418,6 @@ def study_order(
     "The study's order: draw by image, then split by image, so that a patient stands on several sides. To repeat it, not to use it."
     return split_catalog(balanced_sample(catalog, n, seed=seed, how='images'), valid=valid, test=test, by='image', seed=seed)
 
-# %% ../nbs/api/05_split.ipynb #b144bece
-def _shared(keys, sides):
-    "Keys that stand on more than one side, sorted."
-    n = pd.Series(sides).groupby(keys).nunique()
-    return sorted(n[n > 1].index)
-
 # %% ../nbs/api/05_split.ipynb #d3fdfc21
 def _patient_check(catalog, sides):
     "Patients on two sides."
@@ -381,10 +431,10 @@ def _bytes_check(catalog, sides):
     inner = [split_item(p) for p in paths]
     held = {o for o in {f[0] if f else p for f,p in zip(inner, paths)} if not os.path.isfile(o)}
     lost = [i for f,p,i in zip(inner, paths, items) if (f[0] if f else p) in held]
-    if lost: raise SplitError(f'{len(lost)} files of the catalog are not there, the first is {lost[0]}. Make the catalog again, or pass files=False.')
+    if lost: raise SplitError(f'{counted(len(lost), "file of the catalog is", "files of the catalog are")} not there, the first is {lost[0]}. Make the catalog again, or pass files=False.')
     files = pd.DataFrame(dict(content=content_ids(paths), side=sides, item=items))
     twins = files[files.content.isin(_shared(files.content, sides))]
-    return len(files), [' = '.join(o['item']) for _,o in twins.groupby('content', sort=False)]
+    return len(files), [equal_names(o['item']) for _,o in twins.groupby('content', sort=False)]
 
 # %% ../nbs/api/05_split.ipynb #67bab587
 def audit_leakage(
@@ -396,7 +446,9 @@ def audit_leakage(
 ):              # One row a check: images checked, how much was found, the first five
     "Look for patients and for images that stand on two sides. A check that had nothing to look at shows 0 images checked."
     rows = _checked(catalog, *([] if on == 'split' and 'split' in catalog else [on]))
+    _check_claim(rows)
     catalog = _originals(rows)
+    _check_once(catalog, catalog.path.map(same_path))
     sides = catalog[on].astype(str).to_numpy()
     copies = {'copies outside train': (int(_is_copy(rows).sum()), _stray_copies(rows, on))} if 'copy' in rows else {}
     checks = copies | {'same patient': _patient_check(catalog, sides)} | ({'same bytes': _bytes_check(catalog, sides)} if files else {})
@@ -415,7 +467,7 @@ def upsample_training(
 ):             # The catalog, then the repeated rows; `copy` is 0 for the image itself, 1, 2, ... for a repetition
     "Repeat training images of the smaller classes; validation and test stay as they are. Raises `SplitError`, before a split with the reason."
     _check_seed(seed)
-    if _is_copy(catalog).any(): raise SplitError(f"{_is_copy(catalog).sum()} rows are repeated already. Start from the images themselves: catalog[catalog['copy'] == 0].")
+    if _is_copy(catalog).any(): raise SplitError(f"{counted(_is_copy(catalog).sum(), 'row is', 'rows are')} repeated already. Start from the images themselves: catalog[catalog['copy'] == 0].")
     catalog,n = _training(catalog)
     repeats = _repeats(n, times)
     ordered = pd.Series(range(len(catalog))).iloc[np.argsort(np.array(item_ids(catalog)), kind='stable')]
@@ -464,13 +516,13 @@ def class_weights(
 # %% ../nbs/api/05_split.ipynb #efc04653
 def _targets(catalog):
     "Where each image goes, below the destination: its own name, unless two would share it."
-    bad = [l for l in catalog.label.unique() if PurePosixPath(l).name != l or l in ('', '.', '..') or '\\' in l]
+    bad = [l for l in map(str, catalog.label.unique()) if PurePosixPath(l).name != l or l in ('', '.', '..') or '\\' in l]
     if bad: raise SplitError(f'The label {bad[0]!r} cannot be the name of a folder. Rename the class.')
-    inner = [p for p in catalog.path if '#' in str(p)]
-    if inner: raise SplitError(f'{_name(inner[0])} lies inside another file and cannot be copied or linked.')
-    if _is_copy(catalog).any(): raise SplitError(f"{_is_copy(catalog).sum()} rows are repeated images, and a folder holds each image once. Lay out catalog[catalog['copy'] == 0], and use upsample_training after reading it again.")
+    inner = [p for p in catalog.path if split_item(p)]
+    if inner: raise SplitError(f'{item_name(inner[0])} lies inside another file and cannot be copied or linked.')
+    if _is_copy(catalog).any(): raise SplitError(f"{counted(_is_copy(catalog).sum(), 'row is a repeated image', 'rows are repeated images')}, and a folder holds each image once. Lay out catalog[catalog['copy'] == 0], and use upsample_training after reading it again.")
     places = [f'{s}/{l}/' for s,l in zip(catalog.split, catalog.label)]
-    names = pd.Series([p + _name(o) for p,o in zip(places, catalog.path)])
+    names = pd.Series([p + item_name(o) for p,o in zip(places, catalog.path)])
     long = [p + i.replace('/', '__') for p,i in zip(places, item_ids(catalog))]
     return [l if d else n for n,l,d in zip(names, long, names.duplicated(keep=False))]
 
@@ -493,9 +545,9 @@ def _check_dest(dest, plan, manifest):
     listed = there.pop('split.csv', None)
     if listed and listed.read_text(encoding='utf-8') != manifest: raise SplitError(f'{dest.name} holds another split (its split.csv differs). Nothing was changed. Choose a new folder.')
     other = sorted(set(there) - set(plan))
-    if other: raise SplitError(f'{dest.name} holds {len(other)} other files, the first is {other[0]}. Nothing was changed. Choose a new or an empty folder.')
+    if other: raise SplitError(f'{dest.name} holds {counted(len(other), "other file")}, the first is {other[0]}. Nothing was changed. Choose a new or an empty folder.')
     differ = [k for k,o in there.items() if not o.exists() or not _same(plan[k], o)]
-    if differ: raise SplitError(f'{dest.name}/{sorted(differ)[0]} is not the same as its source ({len(differ)} such files). Nothing was changed. Choose a new folder.')
+    if differ: raise SplitError(f'{dest.name}/{sorted(differ)[0]} is not the same as its source ({counted(len(differ), "such file")}). Nothing was changed. Choose a new folder.')
 
 # %% ../nbs/api/05_split.ipynb #938ec328
 _LINKS = {False: 'copy', True: 'hard', 'hard': 'hard', 'symbolic': 'symbolic'}
@@ -522,7 +574,7 @@ def make_folders(
     plan = dict(zip(_targets(catalog), map(str, catalog.path)))
     if len(plan) < len(catalog): raise SplitError('Two images would get the same name in one folder. Rename one of them.')
     lost = [p for p in plan.values() if not os.path.isfile(p)]
-    if lost: raise SplitError(f'{len(lost)} files are not there, the first is {_name(lost[0])}. Nothing was written. Make the catalog again.')
+    if lost: raise SplitError(f'{counted(len(lost), "file is", "files are")} not there, the first is {item_name(lost[0])}. Nothing was written. Make the catalog again.')
     manifest = _manifest(catalog, list(plan))
     _check_dest(dest, plan, manifest)
     _fill(dest, plan, manifest, _LINKS[link], progress)

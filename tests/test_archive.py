@@ -15,8 +15,8 @@ import pytest
 from conftest import real_data
 
 from medfast import archive as archive_module
-from medfast.archive import (OFFICIAL, OLDER, SETS, ArchiveError, archive_name, content_ids, download_archive, item_path, official_sets, read_archive, read_item,
-                             read_items, split_item)
+from medfast.archive import (OFFICIAL, OLDER, SETS, ArchiveError, archive_name, content_ids, download_archive, item_name, item_path, official_sets, read_archive,
+                             read_item, read_items, same_path, split_item)
 
 N = dict(train=12, val=4, test=6)
 
@@ -117,7 +117,7 @@ def test_multi_label(tmp_path):
     with pytest.raises(ArchiveError, match=r'it must be \(n, 14\)'): read_archive(written(tmp_path/'chestmnist.npz', **{k: v[:, :13] for k, v in labels.items()}))
     with pytest.raises(ArchiveError, match='A finding is 0 or 1'): read_archive(written(tmp_path/'chestmnist.npz', **{k: v*2 for k, v in labels.items()}))
     with pytest.raises(ArchiveError, match='has 14 columns'): read_archive(written(tmp_path/'breastmnist.npz', **labels))
-    with pytest.raises(ArchiveError, match='with 3 findings|With 3 findings'): read_archive(written(tmp_path/'own.npz', **labels), classes='abc')
+    with pytest.raises(ArchiveError, match='with 3 findings|With 3 findings'): read_archive(written(tmp_path/'own.npz', **labels), classes=list('abc'))
 
 
 def test_own_archive(tmp_path):
@@ -151,7 +151,7 @@ def test_labels_of_any_whole_type(tmp_path, labels):
     (dict(val_images=np.zeros((4, 28, 28, 3), np.uint8)), 'images of different sizes'), (dict(test_labels=np.zeros((5, 1), np.uint8)), 'test_images has 6 images and test_labels 5 rows'),
     (dict(test_labels=np.zeros((6, 1))), 'test_labels is float64. Labels must be whole numbers'), (dict(test_labels=np.array(['normal']*6)), 'test_labels is <U6'),
     (dict(test_labels=np.uint8(1)), r'has the shape \(\)'), (dict(test_labels=np.zeros((6, 1, 1), np.uint8)), 'has the shape'),
-    (dict(val_labels=np.array([0, 1, 2, 0])), r'val_labels\[2\] is 2 \(1 such labels\).*labels go from 0 to 1'), (dict(val_labels=np.array([0, -1, 1, -1])), r'val_labels\[1\] is -1 \(2'),
+    (dict(val_labels=np.array([0, 1, 2, 0])), r'val_labels\[2\] is 2 \(1 such label\).*labels go from 0 to 1'), (dict(val_labels=np.array([0, -1, 1, -1])), r'val_labels\[1\] is -1 \(2'),
     (dict(classes=np.array([1, 2])), 'classes is int64'), (dict(source=np.array(['a', 'b'])), None)])
 def test_wrong_arrays(tmp_path, changes, told):
     fn = written(tmp_path/'breastmnist.npz', **changes)
@@ -248,7 +248,7 @@ def test_paths_that_are_no_image_of_an_archive(path):
 def test_position_beyond_the_end(tmp_path):
     fn = written(tmp_path/'breastmnist.npz')
     for call in (lambda p: read_item(p), lambda p: read_items([item_path(fn, 'valid', 0), p]), lambda p: content_ids([p])):
-        with pytest.raises(ArchiveError, match='4 images in valid, and no number 4'): call(item_path(fn, 'valid', 4))
+        with pytest.raises(ArchiveError, match='4 images lie in valid, and no number 4'): call(item_path(fn, 'valid', 4))
 
 
 def test_many_items_keep_their_order(tmp_path):
@@ -369,3 +369,47 @@ def test_another_file_is_not_overwritten(tmp_path, monkeypatch, official):
 def test_sets_and_sizes_that_are_none(tmp_path):
     with pytest.raises(ArchiveError, match='no two-dimensional set'): download_archive('organmnist3d', tmp_path)
     with pytest.raises(ArchiveError, match='28, 64, 128, 224 px'): download_archive('breastmnist', tmp_path, 32)
+
+
+# --- names and spellings
+
+def test_spellings_of_one_image_are_one_path(tmp_path, monkeypatch):
+    (tmp_path/'study #2').mkdir(); (tmp_path/'link').symlink_to(tmp_path/'study #2'); (tmp_path/'study #2'/'a#1.png').write_bytes(b'')
+    (tmp_path/'b.png').symlink_to(tmp_path/'study #2'/'a#1.png')
+    monkeypatch.chdir(tmp_path)
+    spellings = ['study #2/a#1.png', 'link/a#1.png', './link/../study #2/a#1.png', str(tmp_path/'b.png'), tmp_path/'study #2'/'a#1.png']
+    assert {same_path(o) for o in spellings} == {str(tmp_path.resolve()/'study #2'/'a#1.png')}
+    assert {same_path(f'{o}/s.npz#{p}') for o in ('link', 'study #2', tmp_path/'link') for p in ('val/0', 'valid/00')} == {f'{tmp_path.resolve()}/study #2/s.npz#valid/0'}
+    monkeypatch.chdir(tmp_path/'link') # a relative path means another file elsewhere
+    assert same_path('a.png') == str(tmp_path.resolve()/'study #2'/'a.png')
+
+
+def test_names_know_an_archive_from_a_number_sign():
+    assert [item_name(o) for o in ('/x#1/a.png', 'a#b.png', '/x#train/s.npz#val/07', 'C:\\x\\a.png', None)] == ['a.png', 'a#b.png', 's.npz#valid/7', 'a.png', 'None']
+
+
+@pytest.mark.parametrize('classes', ['ab', 5, [None, 'a'], ['a', 'a '], ['a', ''], ['a', 'none'], ['a', 'b|c'], ['a']])
+def test_class_names_that_are_none(tmp_path, classes):
+    with pytest.raises(ArchiveError, match='own.npz: classes = '): read_archive(written(tmp_path/'own.npz'), classes=classes)
+
+
+def test_one_class_written_as_a_row_is_refused(tmp_path):
+    rows = lambda a: {f'{p}_labels': a[np.arange(len(arrays()[f'{p}_labels'])) % len(a)] for p in ('train', 'val', 'test')}
+    for k in (2, 3):
+        with pytest.raises(ArchiveError, match=r'look one-hot.*argmax\(axis=1\)'): read_archive(written(tmp_path/'own.npz', **rows(np.eye(k, dtype=int))), classes=list('abc'[:k]))
+        assert read_archive(written(tmp_path/'own.npz', **rows(np.tri(k, dtype=int))), classes=list('abc'[:k])).task == 'multi-label'
+
+
+def test_no_image_in_any_part(tmp_path):
+    none = {f'{p}_{k}': v[:0] for p in ('train', 'val', 'test') for k,v in dict(images=np.zeros((1, 28, 28), np.uint8), labels=np.zeros((1, 1), int)).items()}
+    with pytest.raises(ArchiveError, match='holds no image in any part'): read_archive(written(tmp_path/'own.npz', **none), classes=['a', 'b'])
+
+
+def test_fortran_order_has_content_too(tmp_path):
+    images = np.asfortranarray(arrays()['train_images'])
+    a,b = (written(tmp_path/f'{o}.npz', train_images=x) for o,x in dict(f=images, c=np.ascontiguousarray(images)).items())
+    assert content_ids([item_path(a, 'train', 1)]) == content_ids([item_path(b, 'train', 1)])
+
+
+def test_what_is_no_item():
+    with pytest.raises(ArchiveError, match='None is no image of an archive'): read_item(None)

@@ -14,8 +14,8 @@ from conftest import real_data
 from PIL import Image
 
 from medfast.archive import SETS, ArchiveError, read_item
-from medfast.catalog import (CORONA_RULES, CatalogError, Rule, add_ranges, catalog_report, coronahack_catalog, dmr_catalog, folder_catalog,
-                             medmnist_catalog, missing_images, plot_ages, plot_classes, plot_samples, radiography_catalog, read_patients, same_images, select,
+from medfast.catalog import (CORONA_RULES, CatalogError, Rule, _picture, add_ranges, by_class, catalog_report, coronahack_catalog, dmr_catalog, folder_catalog,
+                             medmnist_catalog, missing_images, picture_size, plot_ages, plot_classes, plot_samples, radiography_catalog, read_patients, same_images, select,
                              size_report)
 from medfast.files import list_files
 from medfast.thermogram import ThermogramError
@@ -156,7 +156,7 @@ def test_sheet_and_csv_disagree(study):
     table = pd.read_excel(study/'patients.xlsx')[['ID', 'Diagnosis']]
     table.loc[3, 'Diagnosis'] = 'Healthy' if table.Diagnosis[3] == 'Sick' else 'Sick'
     table.to_csv(study/'labels.csv', index=False)
-    with pytest.raises(CatalogError, match='disagree about 1 patients: 0004 is'): dmr_catalog(study)
+    with pytest.raises(CatalogError, match='disagree about 1 patient: 0004 is'): dmr_catalog(study)
     given = dmr_catalog(study, study/'labels.csv') # a table that is given replaces those that are found
     assert given[given.patient == '0004'].label.unique().tolist() == [table.Diagnosis[3]]
     assert 'age' not in given
@@ -406,7 +406,7 @@ def test_coronahack_rows_that_do_not_fit(corona, row, told):
 def test_coronahack_name_in_two_folders(corona):
     folder = corona/'Coronahack-Chest-XRay-Dataset'
     shutil.copy(folder/'train'/'COVID19_7.jpg', folder/'test')
-    with pytest.raises(CatalogError, match='1 names lie there twice, the first is COVID19_7.jpg in .*/test and .*/train') as e: coronahack_catalog(corona)
+    with pytest.raises(CatalogError, match='1 name lies there twice, the first is COVID19_7.jpg in .*/test and .*/train') as e: coronahack_catalog(corona)
     assert str(corona) not in str(e.value)
 
 
@@ -414,9 +414,9 @@ def test_coronahack_tables(corona):
     (corona/'Chest_xray_Corona_Metadata.csv').rename(corona/'labels.csv')
     assert len(coronahack_catalog(corona)) == 8 # known by its columns
     shutil.copy(corona/'labels.csv', corona/'again.csv')
-    with pytest.raises(CatalogError, match=r'holds 2 tables .*\(again.csv, labels.csv\)'): coronahack_catalog(corona)
+    with pytest.raises(CatalogError, match=r'holds 2 tables .*\(again.csv; labels.csv\)'): coronahack_catalog(corona)
     for o in ('labels.csv', 'again.csv'): (corona/o).unlink()
-    with pytest.raises(CatalogError, match=r'holds 0 tables .*\(none\)'): coronahack_catalog(corona)
+    with pytest.raises(CatalogError, match=r'holds 0 tables .*\(Chest_xray_Corona_dataset_Summary.csv has .*Label, Image_Count\)'): coronahack_catalog(corona)
     (corona/'a.csv').write_text('X_ray_image_name,Label\nx.jpeg,Normal\n')
     with pytest.raises(CatalogError, match='a.csv has no column dataset_type'): coronahack_catalog(corona)
     with pytest.raises(CatalogError, match='is not a folder'): coronahack_catalog(corona/'nowhere')
@@ -428,7 +428,7 @@ def test_public_coronahack():
     catalog,warned = said(lambda: coronahack_catalog(src))
     assert catalog.label.value_counts().to_dict() == {'Pneumonia': 601, 'Normal': 600} and set(catalog.official) == {'TRAIN'}
     assert catalog.patient.notna().all() and catalog.groupby('label').patient.nunique().to_dict() == {'Normal': 547, 'Pneumonia': 405}
-    assert len(warned) == 1 and 'no image: 4996' in warned[0] and 'Left out, by class: 976 Normal, 4020 Pneumonia' in warned[0]
+    assert len(warned) == 2 and warned[1].startswith('7 images lie there more than once, 0 of them in two parts: ') and 'no image: 4996' in warned[0] and 'Left out, by class: 976 Normal, 4020 Pneumonia' in warned[0]
     twins = same_images(catalog).groupby('group')
     assert twins.ngroups == 7 and (twins.patient.nunique() == 1).all() and size_report(catalog).commonest.unique().tolist() == ['224 x 224']
 
@@ -481,14 +481,14 @@ def test_radiography_sizes_and_copies(lungs):
     for fn in (lungs/'Viral Pneumonia'/'images').iterdir(): Image.new('L', (10, 10), 200 + int(fn.stem[-1])).save(fn)
     shutil.copy(lungs/'COVID'/'images'/'COVID-0.png', lungs/'Normal'/'images'/'Normal-7.png')
     catalog,warned = said(lambda: radiography_catalog(lungs))
-    assert any('Viral Pneumonia 10 x 10' in o and 'COVID 6 x 8' in o for o in warned) and any('1 images lie there more than once: COVID-0.png = Normal-7.png' in o for o in warned)
-    assert any('1 of 13 images have no mask, and 0 masks have no image' in o for o in warned) and len(warned) == 3
+    assert any('Viral Pneumonia 10 x 10' in o and 'COVID 6 x 8' in o for o in warned) and any('1 image lies there more than once, 1 with different labels: COVID-0.png = Normal-7.png' in o for o in warned)
+    assert any('1 of 13 images has no mask, and 0 masks have no image' in o for o in warned) and len(warned) == 3
     assert same_images(catalog).label.tolist() == ['COVID', 'Normal'] and size_report(catalog).loc['Viral Pneumonia', ['sizes', 'smallest']].tolist() == [1, '10 x 10']
 
 
 def test_radiography_mask_without_image(lungs):
     (lungs/'COVID'/'images'/'COVID-0.png').unlink()
-    assert '1 masks have no image (COVID-0.png)' in said(lambda: radiography_catalog(lungs))[1][0]
+    assert '1 mask has no image (COVID-0.png)' in said(lambda: radiography_catalog(lungs))[1][0]
 
 
 def test_radiography_what_does_not_fit(lungs, tmp_path):
@@ -496,7 +496,7 @@ def test_radiography_what_does_not_fit(lungs, tmp_path):
     with pytest.raises(CatalogError, match=r'not an image: 1 \(broken.png\)'): radiography_catalog(lungs)
     assert len(said(lambda: radiography_catalog(lungs, missing='drop'))[0]) == 12
     pictures(lungs, ['Tuberculosis/1.png'])
-    with pytest.raises(CatalogError, match='1 pictures lie outside .* Tuberculosis/1.png'): radiography_catalog(lungs)
+    with pytest.raises(CatalogError, match='1 picture lies outside .* Tuberculosis/1.png'): radiography_catalog(lungs)
     (tmp_path/'a'/'other').mkdir(parents=True); (tmp_path/'a'/'more').mkdir()
     with pytest.raises(CatalogError, match='holds none of the class folders'): radiography_catalog(tmp_path/'a')
     (tmp_path/'b'/'COVID').mkdir(parents=True)
@@ -506,8 +506,8 @@ def test_radiography_what_does_not_fit(lungs, tmp_path):
 def test_public_radiography():
     catalog,warned = said(lambda: radiography_catalog(real_data('radiography')))
     assert catalog.label.value_counts().to_dict() == {'COVID': 300, 'Normal': 300, 'Viral Pneumonia': 300}
-    assert [o.split('. ')[0] for o in warned] == ['1 of the 4 classes are not there: Lung_Opacity', 'Image sizes differ by class: COVID 224 x 224, Normal 224 x 224, Viral Pneumonia 256 x 256',
-        '1 images lie there more than once: COVID-3142.png = COVID-3144.png']
+    assert [o.split('. ')[0] for o in warned] == ['1 of the 4 classes is not there: Lung_Opacity', 'Image sizes differ by class: COVID 224 x 224, Normal 224 x 224, Viral Pneumonia 256 x 256',
+        '1 image lies there more than once: COVID-3142.png = COVID-3144.png']
 
 
 # --- archives
@@ -582,10 +582,138 @@ def test_large_archive_in_seconds(tmp_path):
     assert len(medmnist_catalog(tmp_path/'tissuemnist.npz')) == 165_486 and perf_counter() - start < 15
 
 
-@pytest.mark.parametrize('name,counts,twins', [('breastmnist', {'malignant': 210, 'normal, benign': 570}, ['breastmnist.npz#test/76', 'breastmnist.npz#train/115']), ('pneumoniamnist', {'normal': 1583, 'pneumonia': 4273}, None)])
-def test_public_archives(name, counts, twins):
+@pytest.mark.parametrize('name,counts,twins,told', [('breastmnist', {'malignant': 210, 'normal, benign': 570}, ['breastmnist.npz#test/76', 'breastmnist.npz#train/115'], '1 image lies there more than once, 1 of them in two parts, 1 with different labels: '), ('pneumoniamnist', {'normal': 1583, 'pneumonia': 4273}, None, '27 images lie there more than once, 8 of them in two parts: ')])
+def test_public_archives(name, counts, twins, told):
     catalog,warned = said(lambda: medmnist_catalog(real_data('medmnist'), name))
-    assert not warned and catalog.label.value_counts().to_dict() == counts and set(catalog.source) == {f'{name} 28 px, official (MedMNIST 3)'}
+    assert len(warned) == 1 and warned[0].startswith(told) and catalog.label.value_counts().to_dict() == counts and set(catalog.source) == {f'{name} 28 px, official (MedMNIST 3)'}
     same = same_images(catalog)
     if twins: assert same.file.tolist() == twins and same.label.tolist() == ['normal, benign', 'malignant'] # one picture, two diagnoses
     else: assert same.group.nunique() == 27 and (same.groupby('group').label.nunique() == 1).all()
+
+
+# --- what would be passed over, and other odd input
+
+def test_formats_that_are_not_read_are_told(tmp_path):
+    pictures(tmp_path, ['A/1.png', 'B/2.png'])
+    for o in ('A/1.json', 'A/README', 'A/Thumbs.db', 'table.dcm'): (tmp_path/o).write_bytes(b'')
+    assert len(folder_catalog(tmp_path)) == 2 # tables, texts and what lies outside the class folders
+    for o in ('A/x.dcm', 'A/y.npy', 'B/z.webp'): (tmp_path/o).write_bytes(b'')
+    (tmp_path/'B'/'nameless').write_bytes(b' '*128 + b'DICM')
+    with pytest.raises(CatalogError, match=r'DICOM, to be converted to png of 16 bits first: 2 \(x.dcm, nameless\); format not read: 2 \(y.npy, z.webp\)'): folder_catalog(tmp_path)
+    catalog,warned = said(lambda: folder_catalog(tmp_path, missing='drop'))
+    assert len(catalog) == 2 and len(warned) == 1 and warned[0].endswith('Left out, by class: 2 A, 2 B.')
+
+
+@pytest.mark.parametrize('root', ['', 'train/'])
+def test_a_class_folder_without_images_is_told(tmp_path, root):
+    pictures(tmp_path, [f'{root}A/1.png', f'{root}B/2.png', f'{root}C/a.png'])
+    (tmp_path/root/'C'/'a.png').rename(tmp_path/root/'C'/'a.gif'); (tmp_path/root/'D').mkdir()
+    with pytest.raises(CatalogError, match=r'class folder without an image: 2 \(C, D\)'): folder_catalog(tmp_path)
+    catalog,warned = said(lambda: folder_catalog(tmp_path, missing='drop'))
+    assert set(catalog.label) == {'A', 'B'} and '2 C, 1 D' in warned[0]
+
+
+def test_a_class_folder_that_is_a_link_out(tmp_path):
+    pictures(tmp_path, ['out/1.png', 'in/A/2.png'])
+    (tmp_path/'in'/'B').symlink_to(tmp_path/'out')
+    with pytest.raises(CatalogError, match=r'leads out of the folder: 1 \(B\)'): folder_catalog(tmp_path/'in')
+
+
+@pytest.mark.parametrize('images,masks', [('images', 'Mask'), ('IMAGES', 'mask'), ('COVID/images', 'COVID/masks'), ('x', 'deep/masks/y')])
+def test_masks_are_never_images(tmp_path, images, masks):
+    pictures(tmp_path, [f'{c}/{p}/{i}.png' for c in ('COVID', 'Normal') for p in (images, masks) for i in range(2)])
+    catalog = said(lambda: radiography_catalog(tmp_path))[0]
+    assert len(catalog) == 4 and catalog['mask'].str.lower().str.contains('mask').all() and not catalog.path.str[len(str(tmp_path)):].str.lower().str.contains('mask').any()
+
+
+def test_a_picture_beside_images_and_masks(lungs):
+    pictures(lungs, ['COVID/preview.png'])
+    with pytest.raises(CatalogError, match='COVID/preview.png lies beside the images'): radiography_catalog(lungs)
+
+
+def test_radiography_passes_nothing_over(lungs, tmp_path):
+    Image.new('L', (3, 3)).save(tmp_path/'far.png')
+    os.symlink(tmp_path/'far.png', lungs/'Normal'/'images'/'far.png')
+    for o in ('x.dcm', 'y.gif'): (lungs/'COVID'/'images'/o).write_bytes(b'')
+    shutil.rmtree(lungs/'Lung_Opacity'/'images')
+    with pytest.raises(CatalogError, match=r'class folder without an image: 1 \(Lung_Opacity\); format not read: 1 \(y.gif\); leads out of the folder: 1 \(far.png\)'): radiography_catalog(lungs)
+    catalog,warned = said(lambda: radiography_catalog(lungs, missing='drop'))
+    assert len(catalog) == 9 and 'Left out, by class: 2 COVID, 1 Lung_Opacity, 1 Normal' in warned[0]
+
+
+def test_two_masks_of_one_image(lungs):
+    pictures(lungs, ['COVID/masks/COVID-1.jpg'])
+    assert '1 mask has no image (COVID-1.png)' in said(lambda: radiography_catalog(lungs))[1][0]
+
+
+def test_turned_pictures(tmp_path):
+    a = np.zeros((20, 40), np.uint8); a[:, 30:] = 255
+    for suffix in ('jpg', 'png', 'tif'):
+        for turn in (1, 3, 6, 8):
+            exif = Image.Exif(); exif[0x0112] = turn
+            Image.fromarray(a).save(tmp_path/f'a.{suffix}', exif=exif, **(dict(compression='tiff_lzw') if suffix == 'tif' else {}))
+            row = picture_size(tmp_path/f'a.{suffix}')
+            assert (row['rows'], row['columns']) == _picture(tmp_path/f'a.{suffix}').shape == ((40, 20) if turn > 4 else (20, 40)) and not row['trouble']
+
+
+def test_several_pages_are_no_picture(tmp_path):
+    pages = [Image.new('L', (8, 8), i) for i in range(3)]
+    pictures(tmp_path, ['A/1.png', 'B/2.png']); pages[0].save(tmp_path/'A'/'pages.tif', save_all=True, append_images=pages[1:])
+    with pytest.raises(CatalogError, match=r'several pages: 1 \(pages.tif\)'): folder_catalog(tmp_path)
+
+
+def test_stamps_are_means(tmp_path):
+    stripes = np.zeros((640, 640, 3), np.uint8); stripes[:, ::4] = 255
+    Image.fromarray(stripes).save(tmp_path/'a.png')
+    assert abs(_picture(tmp_path/'a.png').mean() - .25) < 1e-6
+
+
+def test_galleries_of_what_cannot_be_drawn(tmp_path):
+    pictures(tmp_path, ['A/1.png', 'B/2.png'])
+    catalog = folder_catalog(tmp_path)
+    for n in (0, -1, 1.5):
+        with pytest.raises(CatalogError, match=f'n = {n}'): plot_samples(catalog, n)
+    (tmp_path/'A'/'1.png').write_bytes((tmp_path/'A'/'1.png').read_bytes()[:40])
+    with pytest.raises(CatalogError, match='1.png cannot be drawn'): plot_samples(catalog)
+    (tmp_path/'A'/'1.png').unlink()
+    before = plt.get_fignums()
+    with pytest.raises(CatalogError, match='1.png cannot be drawn'): plot_samples(catalog)
+    assert plt.get_fignums() == before
+    with pytest.raises(CatalogError, match='1.png cannot be read'): same_images(catalog)
+    for call in (plot_classes, size_report, plot_samples):
+        with pytest.raises(CatalogError, match='without a label'): call(catalog.drop(columns='label'))
+    for bad in (catalog.drop(columns='rows'), catalog.assign(rows=pd.NA)):
+        with pytest.raises(CatalogError, match='size of 2 images is unknown'): size_report(bad)
+
+
+def test_classes_of_digits_are_in_numeric_order():
+    assert list(by_class(pd.DataFrame(dict(path=list('abc'), label=['10', '2', '0'])))) == ['0', '2', '10']
+
+
+@pytest.mark.parametrize('write', [lambda t: t.encode('utf-16'), lambda t: t.replace(',', '|').encode(), lambda t: t.replace(',IM', ',images/IM').encode()])
+def test_coronahack_tables_as_others_save_them(corona, write):
+    before = coronahack_catalog(corona)
+    table = corona/'Chest_xray_Corona_Metadata.csv'
+    table.write_bytes(write(table.read_text()))
+    pd.testing.assert_frame_equal(coronahack_catalog(corona), before)
+
+
+def test_coronahack_heads_that_do_not_fit(corona):
+    change(corona)
+    with pytest.raises(CatalogError, match='a head and no rows'): coronahack_catalog(corona)
+    (corona/'Chest_xray_Corona_Metadata.csv').write_text('\n'.join([HEAD + ',LABEL', *(o + ',Normal' for o in ROWS)]))
+    with pytest.raises(CatalogError, match='two columns label'): coronahack_catalog(corona)
+    (corona/'Chest_xray_Corona_Metadata.csv').write_text('name,kind\na,b\n')
+    with pytest.raises(CatalogError, match='Chest_xray_Corona_Metadata.csv has name, kind; Chest_xray'): coronahack_catalog(corona)
+
+
+def test_coronahack_equal_files_on_two_sides(corona):
+    folder = corona/'Coronahack-Chest-XRay-Dataset'
+    shutil.copy(folder/'train'/'IM-0001-0001.jpeg', folder/'test'/'NORMAL2-IM-0001-0001.jpeg')
+    warned = said(lambda: coronahack_catalog(corona))[1]
+    assert len(warned) == 1 and warned[0].startswith('1 image lies there more than once, 1 of them in two parts: IM-0001-0001.jpeg = NORMAL2-IM-0001-0001.jpeg. Keep one')
+
+
+def test_what_is_no_archive():
+    for src in (None, 5):
+        with pytest.raises(CatalogError, match=f'src = {src}: give an .npz file'): medmnist_catalog(src)

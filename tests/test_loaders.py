@@ -102,6 +102,51 @@ def test_damaged_picture_is_named(tmp_path, pictures):
     with pytest.raises(LoaderError, match=r'03\.png'): read_image(tmp_path/'03.png', size=8)
 
 
+@pytest.mark.parametrize('content,words', [(b'', 'unknown format'), (b'\0'*128 + b'DICM', 'save it as PNG')], ids=['empty', 'DICOM'])
+def test_a_file_that_is_no_picture_says_what_to_do_and_not_where_it_lies(tmp_path, content, words):
+    (tmp_path/'a.dcm').write_bytes(content)
+    with pytest.raises(LoaderError, match=f'a.dcm.*{words}') as e: read_image(tmp_path/'a.dcm', size=8)
+    assert str(tmp_path) not in str(e.value)
+
+
+def test_a_file_of_several_pictures_is_refused(tmp_path):
+    pages = [Image.new('L', (8, 8), 90 + i) for i in range(3)]
+    pages[0].save(tmp_path/'a.tif', save_all=True, append_images=pages[1:])
+    with pytest.raises(LoaderError, match='a.tif holds 3 pictures'): read_image(tmp_path/'a.tif', size=8)
+    Image.new('RGB', (8, 8)).save(tmp_path/'two.mpo', save_all=True, append_images=[Image.new('RGB', (8, 8))])
+    assert read_image(tmp_path/'two.mpo', size=8).shape==(3, 8, 8)
+
+
+def test_a_picture_over_the_limit_of_pixels_says_what_to_do(tmp_path, monkeypatch):
+    Image.new('L', (60, 60)).save(tmp_path/'big.png')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+    with pytest.raises(LoaderError, match='big.png has more than 2,000 pixels.*smaller'): read_image(tmp_path/'big.png', size=8)
+
+
+def test_a_file_that_changed_is_read_again(pictures):
+    dls = study_dls(pictures, size=16, bs=4, stats=None)
+    dls.valid.one_batch()
+    for p in pictures.path: Image.new('L', (32, 24), 255).save(p)
+    assert torch.equal(dls.valid.one_batch()[0], torch.ones(4, 3, 16, 16))
+
+
+@pytest.mark.parametrize('item', [None, 5, dict(label='Sick'), torch.rand(8, 8), [[30.]*8]*8])
+def test_what_is_no_image_says_what_is(item):
+    with pytest.raises(LoaderError, match=f'{type(item).__name__} is no image'): read_image(item, size=8)
+
+
+@pytest.mark.parametrize('options,words', [(dict(size=0), 'size = 0'), (dict(size='16'), 'size'), (dict(size=16, n_in=2), 'n_in = 2')])
+def test_an_image_that_cannot_be_made_says_why(options, words):
+    with pytest.raises(LoaderError, match=words): read_image(np.full((8, 8), 30.), **options)
+
+
+def test_levels_of_16_bits_in_an_array_are_those_of_the_file(tmp_path):
+    levels = np.random.default_rng(0).integers(0, 65536, (8, 8), dtype=np.uint16)
+    Image.fromarray(levels).save(tmp_path/'a.png')
+    assert torch.equal(read_image(levels, size=8), read_image(tmp_path/'a.png', size=8)) and read_image(levels, size=8).max()==levels.max()/np.float32(65535)
+    with pytest.raises(LoaderError, match='colour of 8 bits'): read_image(np.zeros((8, 8, 3), np.uint16), size=8)
+
+
 def test_orientation_of_a_photograph_is_applied(tmp_path):
     im = Image.new('RGB', (20, 10))
     im.paste('white', (0, 0, 10, 10))
@@ -176,12 +221,20 @@ def test_rows_without_patients_work(pictures):
     assert study_dls(pictures, size=16, bs=4).vocab==['Healthy', 'Sick']
 
 
-def test_patient_on_two_sides_is_refused_only_where_the_split_says_by_patient(pictures):
+def test_patient_on_two_sides_is_accepted_only_where_the_split_says_by_image(pictures):
     pictures['patient'] = pd.array(['0001']*16, dtype='string')
-    pictures['split_by'] = 'image'
-    study_dls(pictures, size=16, bs=4)
-    pictures['split_by'] = 'patient'
-    with pytest.raises(LeakageError): study_dls(pictures, size=16, bs=4)
+    study_dls(pictures.assign(split_by='image'), size=16, bs=4)
+    with pytest.warns(UserWarning, match='1 of 1 patients'): study_dls(pictures.assign(split_by='official'), size=16, bs=4)
+    for c in (pictures.assign(split_by='patient'), pictures, pictures.assign(split_by=['image']*15 + [None])):
+        with pytest.raises(LeakageError): study_dls(c, size=16, bs=4)
+
+
+@pytest.mark.parametrize('spelling', ['dot', 'relative', 'link'])
+def test_a_file_stands_once_however_its_path_is_spelt(pictures, tmp_path, spelling, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'link').symlink_to(tmp_path)
+    pictures.loc[15, 'path'] = dict(dot=f'{tmp_path}/./00.png', relative='00.png', link=f'{tmp_path}/link/00.png')[spelling]
+    with pytest.raises(LoaderError, match='00.png is in the catalog more than once .train and test'): study_dls(pictures, size=16, bs=4)
 
 
 def spoil(**cells):
@@ -201,16 +254,90 @@ def spoil(**cells):
     (spoil(path='/nowhere/a.png'), 'a.png'),
     (lambda c: pd.concat([c, c[:1]]), 'more than once'),
     (lambda c: c[(c.split!='train') | (c.label=='Sick')], 'one class'),
+    (lambda c: c.assign(label=[0, 1]*8), 'label 0 is no name'),
+    (spoil(path=None), 'no path'),
+    (spoil(path='/nowhere/a.npz'), 'file.npz#train/17'),
     (lambda c: c.assign(label=c.label.where(c.split!='test', c.label.str.lower())), "'healthy'"),
 ], ids=lambda o: o if isinstance(o, str) else '')
 def test_a_catalog_that_cannot_be_used_says_why(pictures, harm, words):
     with pytest.raises(LoaderError, match=words): study_dls(harm(pictures), size=16, bs=4)
 
 
-@pytest.mark.parametrize('options,words', [(dict(size=7), 'size = 7'), (dict(size=(32, 32, 3)), 'size'), (dict(size=32.), 'size'), (dict(bs=0), 'bs = 0'),
-    (dict(low=30., high=30.), 'below high'), (dict(augment='chest'), 'chest')])
+@pytest.mark.parametrize('options,words', [(dict(size=7), 'size = 7'), (dict(size=(32, 32, 3)), 'size'), (dict(size=32.), 'size'), (dict(size=None), 'size = None'), (dict(bs=0), 'bs = 0'), (dict(n_workers=-1), 'n_workers = -1'), (dict(n_workers='2'), 'n_workers'), (dict(low='20'), 'below high'),
+    (dict(device='gpu'), "device = 'gpu'"), (dict(seed='a'), "seed = 'a'"), (dict(augment=3), 'augment = 3'), (dict(stats=(128, 60)), 'scale 0..1'),
+    (dict(low=30., high=30.), 'below high'), (dict(augment='retina'), 'retina'), (dict(augment=dict(kind='chest', vflip=True)), 'vflip'), (dict(stats='all'), "'train'"),
+    (dict(stats=([.5]*2, [.5]*2)), '1 or 3'), (dict(stats=(.5, 0.)), 'above 0'), (dict(stats=(.5, float('nan'))), 'above 0')])
 def test_an_option_that_cannot_be_says_why(pictures, options, words):
     with pytest.raises(LoaderError, match=words): study_dls(pictures, **{**dict(size=16, bs=4), **options})
+
+
+# normalisation
+
+def test_stats_are_those_of_the_training_pixels_as_numpy_counts_them(pictures):
+    dls = study_dls(pictures, size=(24, 32), bs=4, stats='train', augment='thermogram')
+    pixels = np.stack([np.asarray(Image.open(p)) for p in pictures.path[pictures.split=='train']])/255
+    assert dls.stats[0]==pytest.approx([pixels.mean()]*3, abs=1e-6) and dls.stats[1]==pytest.approx([pixels.std()]*3, abs=1e-6)
+
+
+def test_stats_do_not_see_validation_or_test(pictures):
+    one = study_dls(pictures, size=16, bs=4, stats='train').stats
+    for p in pictures.path[pictures.split!='train']: Image.new('L', (32, 24), 255).save(p)
+    assert study_dls(pictures, size=16, bs=4, stats='train').stats==one
+
+
+def test_all_parts_are_normalised_by_the_same_numbers(pictures):
+    raw,norm = [study_dls(pictures, size=16, bs=4, stats=s) for s in (None, 'train')]
+    (mean,*_),(std,*_) = norm.stats
+    for i in (1, 2): assert torch.allclose(raw[i].one_batch()[0].sub(mean).div(std), norm[i].one_batch()[0], atol=1e-5)
+    assert raw.stats is None and study_dls(pictures, size=16, bs=4).stats==([.485, .456, .406], [.229, .224, .225])
+
+
+def test_equal_pixels_cannot_be_normalised(pictures):
+    for p in pictures.path: Image.new('L', (32, 24), 90).save(p)
+    with pytest.raises(LoaderError, match='same value'): study_dls(pictures, size=16, bs=4, stats='train')
+
+
+def test_loaders_say_what_they_are_made_of(pictures):
+    dls = study_dls(pictures, size=16, bs=4)
+    assert (dls.n_in, dls.multi_label, list(dls.catalogs))==(3, False, ['train', 'valid', 'test'])
+
+
+# archives and copies
+
+def test_an_archive_gives_the_batches_of_its_pictures(pictures, tmp_path):
+    arrays = {p: np.stack([np.asarray(Image.open(f)) for f in pictures.path[pictures.split==s]]) for p,s in dict(train='train', val='valid', test='test').items()}
+    np.savez(tmp_path/'a.npz', classes=['Healthy', 'Sick'], **{f'{p}_images': x for p,x in arrays.items()}, **{f'{p}_labels': np.arange(len(x))%2 for p,x in arrays.items()})
+    paths = [f'{tmp_path}/a.npz#{p}/{i}' for p,x in arrays.items() for i in range(len(x))]
+    assert same(batches(pictures), batches(pictures.assign(path=paths)))
+
+
+def test_copies_are_trained_on_and_read_once(pictures):
+    more = pd.concat([pictures.assign(copy=0), pictures[:2].assign(copy=1), pictures[:2].assign(copy=2)])
+    dls = study_dls(more, size=16, bs=4)
+    assert len(dls.train_ds)==12 and len(list(dls.train))==3
+    assert len(dls.train_ds.tls[0].tfms[0].cache)==8
+
+
+@pytest.mark.parametrize('copy,split,error', [(0, 'train', LoaderError), (1, 'valid', LeakageError), (1, 'test', LeakageError)])
+def test_a_copy_has_its_number_and_stays_in_training(pictures, copy, split, error):
+    with pytest.raises(error): study_dls(pd.concat([pictures.assign(copy=0), pictures[:1].assign(copy=copy, split=split)]), size=16, bs=4)
+
+
+def test_a_copy_whose_image_stands_in_validation_is_a_leak(pictures):
+    with pytest.raises(LeakageError, match='train and valid'): study_dls(pd.concat([pictures.assign(copy=0), pictures[pictures.split=='valid'][:1].assign(copy=1, split='train')]), size=16, bs=4)
+
+
+def test_bytes_are_a_picture_and_floats_are_degrees():
+    assert torch.allclose(read_image(np.full((8, 8), 51, np.uint8), size=4), torch.tensor(.2)) and not isinstance(read_image(np.zeros((8, 8, 3), np.uint8), size=4), Thermogram)
+    assert isinstance(read_image(np.full((8, 8), 30.), size=4), Thermogram)
+
+
+@pytest.mark.parametrize('mode,n_in,wanted', [('L', None, 1), ('L', 3, 3), ('RGB', 1, 1), ('RGB', None, 3)])
+def test_channels_are_those_asked_for(mode, n_in, wanted):
+    assert len(read_image(Image.new(mode, (8, 8), 'red' if mode=='RGB' else 90), size=8, n_in=n_in))==wanted
+
+
+def test_grey_stored_in_colour_is_grey(): assert len(read_image(Image.new('L', (8, 8), 90).convert('RGB'), size=8, n_in=None))==1
 
 
 def test_a_folder_is_not_a_catalog(tmp_path):

@@ -109,11 +109,47 @@ def test_sizes_are_foretold(row):
     assert tried > 6
 
 
-@pytest.mark.parametrize('table,says', [('conv 6 k3 | covn 8 | out', "'covn 8' is no row"), ('conv 6 q3 | mean | out', 'no option q'), ('conv k3 | mean | out', 'how many'),
+@pytest.mark.parametrize('table,says', [('conv 6 k3 | covn 8 | out', "'covn 8' is no row"), ('conv 6 q3 | mean | out', 'no option q'), ('conv k3 | mean | out', "after 'conv' write a whole number"),
     ('conv 6 k3 | mean', "ends with 'out'"), ('dense 5 | out', 'begins with rows that make maps'), ('conv 6 | mean | conv 6 | out', 'Put it further up'), ('', 'no row'),
     ('conv 6 k3 k | out', 'no row'), ('conv 6 k9 | out', 'nothing is left of maps of 8 x 8')])
 def test_tables_that_cannot_be_read(table, says):
     with pytest.raises(ModelError, match=says): build_network(table, 1, 2, size=8)
+
+
+@pytest.mark.parametrize('row,says', [('conv 6 k0', 'k must be 1 or more'), ('conv 6 s0', 's must be 1 or more'), ('res 6 s0', 's must be 1'), ('conv 0', 'a whole number from 1'),
+    ('conv .5', 'a whole number from 1'), ('conv 6 | pool 0', "after 'pool' write a whole number from 1, or nothing"), ('conv 6 | dropout 1', 'a share'), ('conv 6 | dropout 2', 'a share'),
+    ('conv 6 | flat 3', 'no number'), ('conv 6 | mean 7', 'no number'), ('conv 6 | norm 3', 'no number'), ('conv 6 | mean | dense .5', 'a whole number')])
+def test_numbers_and_options_that_a_row_cannot_have(row, says):
+    with pytest.raises(ModelError, match=says): build_network(f'{row} | out', 1, 2, size=8)
+
+
+def test_the_last_row_takes_its_number_from_the_classes():
+    with pytest.raises(ModelError, match="'out 5': after 'out' write no number"): build_network('conv 6 | mean | out 5', 1, 2)
+
+
+@pytest.mark.parametrize('given', [dict(size=(28,)), dict(size='28'), dict(size=0), dict(size=(28, 0)), dict(size=28.), dict(size=[28, 28, 1]), dict(n_in=-1), dict(n_in=True), dict(n_out=0),
+    dict(n_out='2'), dict(table=None), dict(table=['conv 6', 'out'])])
+def test_numbers_that_make_no_network(given):
+    with pytest.raises(ModelError, match=f'{next(iter(given))} = .*: give '): build_network(**{**dict(table='conv 6 | mean | out', n_in=1, n_out=2), **given})
+
+
+@pytest.mark.parametrize('given', [dict(widths=()), dict(widths=16), dict(widths=(16, 0)), dict(depth=0), dict(depth=1.5), dict(stride=0), dict(ps=-1), dict(ps=1), dict(ps='a'), dict(ps=float('nan'))])
+def test_numbers_that_make_no_small_resnet(given):
+    with pytest.raises(ModelError, match=f'{next(iter(given))} = .*: give '): models.small_resnet(1, 2, **given)
+
+
+@pytest.mark.parametrize('given', [dict(widths=None), dict(widths=(0,)), dict(widths='ab'), dict(ps=-1), dict(ps=1.), dict(n_features=0), dict(n_out=None)])
+def test_numbers_that_make_no_head(given):
+    with pytest.raises(ModelError, match=f'{next(iter(given))} = .*: give '): dense_head(**{**dict(n_features=512, n_out=2), **given})
+
+
+def test_sizes_may_be_lists_and_numbers_those_of_numpy():
+    assert build_network('conv 6 | dense 4 | out', np.int64(1), np.int64(2), size=[8, 9])(torch.randn(2, 1, 8, 9)).shape==(2, 2)
+    assert dense_head(512, 2, widths=[np.int64(8)], ps=np.float64(.1)).dropout1.p==.1
+
+
+def test_a_small_share_is_a_share():
+    assert dense_head(512, 2, widths=(4,), ps=1e-5).dropout1.p==1e-5 and models.small_resnet(1, 2, ps=1e-5)[1].dropout1.p==1e-5
 
 
 def test_dense_layers_need_a_size_and_means_do_not():
@@ -203,7 +239,21 @@ def test_resting_layers_and_those_that_nothing_calls_are_told():
     wrapped.net[0].requires_grad_(False)
     table = layer_table(wrapped, (1, 28, 28))
     assert table.output['spare']=='not called' and table.index[-1]=='spare' and table.trainable[['net.0.conv1', 'net.1.out']].tolist()==[0, 85*2]
-    with pytest.raises(ModelError, match='channels, rows, columns'): layer_table(wrapped, (28, 28))
+    for wrong in ((28, 28), 28, (1, 0, 28), None):
+        with pytest.raises(ModelError, match='channels, rows, columns'): layer_table(wrapped, wrong)
+
+
+@pytest.mark.parametrize('trouble', [False, True])
+def test_modes_are_put_back(trouble):
+    model = models.big_cnn(1, 2, bn=True)
+    model[0].norm1.eval()
+    before = [m.training for m in model.modules()]
+    try:
+        with networks.same_modes(model):
+            model.eval()
+            if trouble: raise KeyboardInterrupt
+    except KeyboardInterrupt: pass
+    assert before==[m.training for m in model.modules()] and True in before and False in before
 
 
 # heads
@@ -289,6 +339,37 @@ def test_convolutions_of_plain_vgg19_by_block():
 def test_unknown_name_is_answered_with_near_ones():
     for wrong,near in (('resnet43', 'resnet34'), ('VGG16', 'vgg16'), ('squeezenet', 'squeezenet1_1'), ('big_cn', 'big_cnn')):
         with pytest.raises(ModelError, match=near): build_model(wrong, 2)
+
+
+def test_near_names_are_all_different():
+    with pytest.raises(ModelError) as said: build_model('resnet81q', 2)
+    near = str(said.value).split('Nearest: ')[1].split('.')[0].split(', ')
+    assert len(near)==len(set(near))==3
+    with pytest.raises(ModelError, match='No architecture'): build_model(['resnet18'], 2)
+
+
+@pytest.mark.parametrize('arch', ['resnet18', 'small_resnet', 'convnext_atto'])
+@pytest.mark.parametrize('head', ['nothing', nn.Linear, None, 3, ['fastai']], ids=str)
+def test_heads_that_are_none(arch, head):
+    if arch=='convnext_atto': pytest.importorskip('timm')
+    with pytest.raises(ModelError, match="head = .*give 'fastai' or 'study', or a module"): build_model(arch, 2, head=head)
+
+
+@pytest.mark.parametrize('options,says', [(dict(bn=True), "resnet18 with fastai's head has no option 'bn'. It has .*lin_ftrs, ps"), (dict(head='study', lin_ftrs=[5]), 'It has ps'),
+    (dict(head=dense_head(512, 2), ps=.5), 'head of your own has no option'), (dict(ps=-1), 'ps = -1'), (dict(ps=[.1, 2]), 'ps = 2'), (dict(head='study', ps='a'), "ps = 'a'"),
+    (dict(n_in=0), 'n_in = 0'), (dict(n_out=0), 'n_out = 0')])
+def test_options_that_a_head_has_not(options, says):
+    with torch.device('meta'), pytest.raises(ModelError, match=says): build_model('resnet18', **{**dict(n_out=2), **options})
+
+
+def test_options_of_heads_reach_them():
+    with torch.device('meta'): heads = [build_model('squeezenet1_1', 2, **o)[1] for o in (dict(ps=.2), dict(head='study', ps=.2), dict(lin_ftrs=[7], ps=[.1, .2]))]
+    assert [[m.p for m in h if isinstance(m, nn.Dropout)] for h in heads]==[[.1, .2]]*3 and heads[2][4].out_features==7
+
+
+def test_options_that_timm_has_not():
+    pytest.importorskip('timm')
+    with pytest.raises(ModelError, match='convnext_atto cannot be made with bn'): build_model('convnext_atto', 2, bn=True)
 
 
 # weights
@@ -411,7 +492,8 @@ class FirstChannel(Transform):
 @pytest.fixture
 def grey(dls):
     "The same pictures in one channel, not normalised."
-    out = study_dls(pd.concat(dls.catalogs.values()), size=32, bs=4, stats=None, augment=[FirstChannel()], device='cpu')
+    out = study_dls(pd.concat(dls.catalogs.values()), size=32, bs=4, stats=None, device='cpu')
+    for dl in out.loaders: dl.after_batch.add(FirstChannel())
     out.n_in = 1
     return out
 
@@ -501,6 +583,43 @@ def test_a_whole_network_has_its_own_head_and_options(dls, cache):
 
 def test_a_head_for_another_number_of_classes(dls, cache):
     with pytest.raises(ModelError, match=r'gives 1 outputs, and there are 2 classes \(Healthy, Sick\)'): medical_learner(dls, 'squeezenet1_1', pretrained=False, head=dense_head(512, 1))
+
+
+@pytest.mark.parametrize('head,says', [(dense_head(2048, 2), r'features of the shape \(512, 1, 1\).*n_features=512, or 512 for one with pool=False'), (nn.Sequential(), 'gives 512 outputs'),
+    (nn.Sequential(nn.Flatten(), nn.Linear(512, 3), nn.ReLU()), 'gives 3 outputs, and there are 2 classes')], ids=['features', 'empty', 'outputs'])
+def test_a_head_that_does_not_fit_its_body_or_classes(dls, cache, head, says):
+    with pytest.raises(ModelError, match=says): medical_learner(dls, 'resnet18', pretrained=False, head=head)
+
+
+def test_a_head_on_all_of_the_maps_of_these_images(grey, cache):
+    arch = dict(arch='squeezenet1_1', pretrained=False)
+    assert medical_learner(grey, **arch, head=dense_head(512, 2, pool=False)).model(torch.randn(3, 1, 32, 32)).shape==(3, 2)
+    with pytest.raises(ModelError, match='n_features=512'): medical_learner(grey, **arch, head=dense_head(512*4, 2, pool=False))
+
+
+@pytest.mark.parametrize('make', [lambda dls: dls, lambda dls: arrays(n_in=3)], ids=['files', 'arrays'])
+def test_looking_at_a_head_leaves_no_trace(dls, cache, monkeypatch, make):
+    "The next random numbers, the order of the batches and the weights are those without a look."
+    def fit(look):
+        if not look: monkeypatch.setattr(models, '_check_head', lambda *_: None)
+        torch.manual_seed(1)
+        o = make(study_dls(pd.concat(dls.catalogs.values()), size=32, bs=4, augment='thermogram', seed=3, device='cpu'))
+        learn = medical_learner(o, 'resnet18', pretrained=False, head=dense_head(512, 2, bn=True, ps=.5))
+        assert all(m.training for m in learn.model.modules())
+        quiet_fit(learn, 1, 1e-3)
+        return torch.cat([v.flatten().double() for v in learn.model.state_dict().values()]), torch.rand(1), np.random.rand(), o.valid.rng.getstate()
+    seen,unseen = fit(True), fit(False)
+    assert torch.equal(seen[0], unseen[0]) and seen[1:]==unseen[1:]
+
+
+# the history
+
+def test_before_training_there_is_no_history(dls, cache):
+    learn = medical_learner(dls, 'small_resnet', widths=(4,))
+    with pytest.raises(ModelError, match='There is no history.*Train first'): learn.history
+    learn.recorder.values = []
+    with pytest.raises(ModelError, match='no history'): learn.history
+    assert len(quiet_fit(learn, 2, 1e-3).history)==2
 
 
 # the loss
@@ -635,8 +754,15 @@ def test_class_weights_reach_the_loss(dls, cache):
     assert isinstance(medical_learner(dls, 'squeezenet1_1').loss_func, CrossEntropyLossFlat)
     by_name = medical_learner(dls, 'squeezenet1_1', class_weights=dict(Sick=3, Healthy=1))
     assert by_name.loss_func.func.weight.tolist()==[1, 3]
-    for wrong in ([1.], 'even', dict(Sick=3)):
+    assert medical_learner(dls, 'squeezenet1_1', class_weights=pd.Series(dict(Sick=3, Healthy=1))).loss_func.func.weight.tolist()==[1, 3]
+    for wrong in ([1.], 'even', dict(Sick=3), 1., [1, -1], [0, 1], [1, float('nan')], [1, float('inf')], ['a', 'b'], [1, None], dict(Sick=0, Healthy=1), True):
         with pytest.raises(ModelError, match='class_weights'): medical_learner(dls, 'squeezenet1_1', class_weights=wrong)
+
+
+def test_balanced_needs_a_catalog_to_count_in(cache):
+    plain = several_labels()
+    plain.multi_label = False
+    with pytest.raises(ModelError, match="class_weights = 'balanced'.*study_dls or array_dls"): medical_learner(plain, 'simple_cnn', size=8, class_weights='balanced')
 
 
 def test_saving_leaves_nothing_in_the_working_folder(dls, cache, tmp_path, monkeypatch):

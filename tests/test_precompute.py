@@ -20,7 +20,7 @@ from fastcore.foundation import L
 from torch import nn
 
 import medfast.schedule
-from medfast.precompute import PrecomputeError
+from medfast.precompute import PrecomputeError, check_features
 
 
 class Images:
@@ -359,3 +359,18 @@ def test_memory_goes_with_the_learner():
     del learn
     gc.collect()
     assert gone() is None and len(_memory) < n
+
+
+def test_the_body_of_the_features_is_known_inside_only(learn):
+    body = learn.model[0]
+    with learn.precomputed(): assert learn.frozen_body is body
+    assert 'frozen_body' not in vars(learn)
+
+
+def test_check_features_refuses_what_the_block_would_and_computes_nothing(learn):
+    handle = learn.model[0].register_forward_hook(lambda *a: 1/0)
+    check_features(learn)
+    handle.remove()
+    with pytest.raises(PrecomputeError, match='augmented at random'): check_features(make_learner(tfms=Flip()))
+    learn.unfreeze()
+    with pytest.raises(PrecomputeError, match='would learn'): check_features(learn)

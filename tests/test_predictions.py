@@ -472,6 +472,18 @@ def test_ensembles_that_would_mix_things_up():
     with pytest.raises(PredictionsError, match="'logits'"): ensemble([one], of='votes')
 
 
+@pytest.mark.parametrize('preds,says', [(Predictions([[.1, .9]], [0], ['a', 'b'], ['x']), 'preds is one Predictions: give a list'), (None, 'one NoneType'), (3, 'one int'),
+    ([np.ones((1, 2))], 'Prediction 0 is of the type ndarray'), (np.ones((1, 2)), 'of the type ndarray'), ([Predictions([[.1, .9]], [0], ['a', 'b'], ['x']), None], 'Prediction 1 is of the type NoneType'),
+    ({'a': 1}, 'of the type str')], ids=['one', 'none', 'number', 'array in a list', 'array', 'none in a list', 'dict'])
+def test_an_ensemble_is_of_a_list_of_predictions(preds, says):
+    with pytest.raises(PredictionsError, match=says): ensemble(preds)
+
+
+@pytest.mark.parametrize('given', [dict(ds_idx='valid'), dict(ds_idx=None), dict(ds_idx=1.), dict(ds_idx=-1), dict(tta='4'), dict(tta=4, beta='a'), dict(tta=4, beta=float('nan'))], ids=str)
+def test_parts_and_views_that_are_none(learn, given):
+    with pytest.raises(PredictionsError, match=f'{[*given][-1]} = '): learn.predictions(**given)
+
+
 @pytest.mark.parametrize('splits,claim', [(('patient', 'patient'), 'patient'), (('patient', 'image'), 'image'), (('patient', 'unknown'), 'unknown'), (('official', 'patient'), 'official')])
 def test_an_ensemble_claims_no_better_split_than_its_worst(splits, claim):
     both = [some(1)[1], some(2)[1]]

@@ -102,7 +102,7 @@ def test_stopping_and_going_on_keeps_the_schedule():
     (dict(n_cycles=0), 'n_cycles = 0: must be a whole number from 1'), (dict(n_cycles=2.), 'n_cycles = 2.0'),
     (dict(n_cycles=1, cycle_len=0), 'cycle_len = 0'), (dict(n_cycles=1, cycle_mult=-1), 'cycle_mult = -1'),
     (dict(n_cycles=1, lr_max=0.), 'Learning rate'), (dict(n_cycles=1, lr_max=float('nan')), 'Learning rate'),
-    (dict(n_cycles=1, lr_max=[.1, .2]), '2 learning rates for 3 parameter groups'), (dict(n_cycles=2, start_epoch=2), 'epochs 0 to 1')])
+    (dict(n_cycles=1, lr_max=[.1, .2]), '2 learning rates for 3 parameter groups'), (dict(n_cycles=2, start_epoch=2), 'epochs 0 to 1'), (dict(n_cycles=2, start_epoch='a'), 'epochs 0 to 1')])
 def test_what_cannot_be_a_cycle(learn, args, message):
     with pytest.raises(ScheduleError, match=message): learn.fit_cycles(**args)
 
@@ -194,7 +194,8 @@ def test_one_batch_an_epoch_is_enough():
 def test_no_batch_and_no_loss_are_told_apart():
     with pytest.raises(ScheduleError, match=r'no batch \(4 items, bs=8\)'): make_learner(n=4, drop_last=True).suggest_lr()
     with pytest.raises(ScheduleError, match='Only 0 points'): make_learner(x=torch.full((56, 4), float('nan'))).suggest_lr()
-    with pytest.raises(ScheduleError, match='below 50'): make_learner().suggest_lr(num_it=49)
+    for wrong in (49, '100', 60.):
+        with pytest.raises(ScheduleError, match='num_it = .*whole number from 50'): make_learner().suggest_lr(num_it=wrong)
 
 
 def test_nothing_is_suggested_where_nothing_learns():
@@ -267,3 +268,14 @@ def test_early_stop_may_remember_its_best_over_two_trainings(learn):
 def test_early_stop_says_what_it_can_see(learn):
     with pytest.raises(ScheduleError, match="cannot see 'valid_acc'.*train_loss, valid_loss, accuracy"): learn.fit(1, cbs=EarlyStop('valid_acc'))
     with pytest.raises(ScheduleError, match='patience = 0'): EarlyStop(patience=0)
+
+
+@pytest.mark.parametrize('wrong', [dict(monitor=None), dict(monitor=['valid_loss']), dict(min_delta='a'), dict(min_delta=float('nan')), dict(min_delta=float('inf')), dict(min_delta=-.1),
+    dict(patience=-1), dict(patience=2.5), dict(patience='5'), dict(patience=True), dict(comp='less'), dict(comp=min)], ids=str)
+def test_early_stop_is_checked_when_it_is_made(wrong):
+    with pytest.raises(ScheduleError, match=f'{next(iter(wrong))} = .*: must be '): EarlyStop(**wrong)
+
+
+def test_early_stop_takes_numbers_of_numpy():
+    stop = EarlyStop('accuracy', min_delta=np.float32(.5), patience=np.int64(2), comp=np.greater)
+    assert (stop.min_delta, stop.patience)==(.5, 2) and EarlyStop(min_delta=.5).min_delta==-.5

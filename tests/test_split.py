@@ -167,13 +167,13 @@ def test_a_single_unknown_patient_is_enough():
 def test_empty_unlabelled_and_one_class():
     catalog = catalog_of(dict(A=[2, 2], B=[2, 2]))
     with pytest.raises(SplitError, match='empty'): split_catalog(catalog[:0])
-    with pytest.raises(SplitError, match='1 images have no label'): split_catalog(catalog.assign(label=[None, *catalog.label[1:]]))
+    with pytest.raises(SplitError, match='1 image has no label'): split_catalog(catalog.assign(label=[None, *catalog.label[1:]]))
     for by in ('patient', 'image'):
         with pytest.raises(SplitError, match='All 4 images are A'): split_catalog(catalog[catalog.label == 'A'], by=by)
 
 
 def test_patient_with_both_labels():
-    with pytest.raises(SplitError, match='1 patients have two labels: 0001'):
+    with pytest.raises(SplitError, match='1 patient has two labels: 0001'):
         split_catalog(catalog_of(dict(A=[2, 2], B=[2, 2])).assign(label=['B', *['A']*3, *['B']*4]))
 
 
@@ -284,7 +284,7 @@ def test_audit_of_folds_and_lost_files(files):
     assert audit_leakage(patient_folds(files, 4), on='fold').found.sum() == 0
     with pytest.raises(LeakageError): audit_leakage(files.assign(fold=range(len(files))), on='fold')
     os.remove(files.path[0])
-    with pytest.raises(SplitError, match='1 files of the catalog are not there'): audit_leakage(files)
+    with pytest.raises(SplitError, match='1 file of the catalog is not there'): audit_leakage(files)
 
 
 # --- folders
@@ -350,7 +350,7 @@ def test_other_files_are_never_touched(files, tmp_path, plant):
     dest = tmp_path/'dest'
     (dest/plant).parent.mkdir(parents=True)
     (dest/plant).write_text('mine')
-    with pytest.raises(SplitError, match='1 other files'): make_folders(files, dest)
+    with pytest.raises(SplitError, match='1 other file'): make_folders(files, dest)
     assert tree(dest) == {plant: b'mine'}
 
 
@@ -385,7 +385,7 @@ def test_hostile_labels_and_lost_sources(files, tmp_path):
     for label in ('../out', 'a/b', '..', '', 'a\\b'):
         with pytest.raises(SplitError, match='cannot be the name of a folder'): make_folders(files.assign(label=files.label.replace('Sick', label)), tmp_path/'dest')
     os.remove(files.path[0])
-    with pytest.raises(SplitError, match='1 files are not there'): make_folders(files, tmp_path/'dest')
+    with pytest.raises(SplitError, match='1 file is not there'): make_folders(files, tmp_path/'dest')
     assert not (tmp_path/'dest').exists()
 
 
@@ -624,3 +624,99 @@ def test_real_matrices(dmr_ir):
     split = split_catalog(dmr_catalog(dmr_ir), valid=.2, test=.2, seed=42)
     assert split_summary(split).patients.tolist() == [73, 24, 24, 121]
     assert audit_leakage(split).checked.tolist() == [121, 121]
+
+
+# --- spellings, dirty tables, claims
+
+def two_by_two(**changes): return catalog_of(dict(A=[2]*6, B=[2]*6)).assign(**changes)
+
+
+def test_one_image_under_two_spellings(tmp_path):
+    (tmp_path/'link').symlink_to(tmp_path)
+    catalog = two_by_two()
+    catalog['path'] = [f'{tmp_path}/{Path(p).name}' for p in catalog.path]
+    for other in ('/./', '/link/'):
+        twice = pd.concat([catalog, catalog[:1].assign(path=catalog.path[0].replace(f'{tmp_path}/', f'{tmp_path}{other}'))], ignore_index=True)
+        with pytest.raises(SplitError, match=r'more than once \(1 row too many\)'): item_ids(twice)
+        with pytest.raises(SplitError, match='more than once'): split_catalog(twice, by='image')
+        split = twice.assign(split=['train']*24 + ['test'])
+        for call in (audit_leakage, lambda o: audit_leakage(o, files=False), upsample_training, split_hash):
+            with pytest.raises(LeakageError, match='more than once, in test and train'): call(split)
+
+
+def test_a_copy_may_be_spelt_otherwise(tmp_path):
+    more = upsample_training(split_catalog(two_by_two(), valid=.2), times=dict(A=2))
+    other = more.assign(path=[p if c == 0 else p.replace('/data/', '/data/./') for p,c in zip(more.path, more['copy'])])
+    assert split_hash(other) == split_hash(more) and item_ids(other) == item_ids(more)
+
+
+def test_items_of_an_archive_under_two_names():
+    catalog = pd.DataFrame(dict(path=['o.npz#valid/0', f'{os.getcwd()}/o.npz#val/00'], label=['a', 'b'], split=['valid', 'train']))
+    with pytest.raises(LeakageError, match='o.npz#valid/0 stands in the catalog more than once, in train and valid'): audit_leakage(catalog, files=False)
+
+
+def test_a_number_sign_in_a_folder_or_a_name(tmp_path):
+    split = split_catalog(two_by_two(), valid=.2)
+    assert split_hash(split.assign(path=split.path.str.replace('/data/txt/', '/study #2/'))) == split_hash(split)
+    folder = tmp_path/'study #2'; folder.mkdir()
+    files = split.assign(path=[str(folder/f'i#{i}.png') for i in range(24)])
+    for i,p in enumerate(files.path): Path(p).write_text(f'{i}')
+    assert len(list(make_folders(files, tmp_path/'out').glob('*/*/i#*.png'))) == 24
+
+
+def test_relative_and_absolute_paths_of_one_name():
+    assert item_ids(pd.DataFrame(dict(path=[f'{os.getcwd()}/a/1.png', 'b/1.png']))) == ['a/1.png', 'b/1.png']
+
+
+@pytest.mark.parametrize('spelt', [lambda i: f'p{i//2}' + ' '*(i % 2), lambda i: i//2 if i % 2 else str(i//2)])
+def test_a_patient_is_one_however_typed(spelt):
+    catalog = two_by_two(patient=[spelt(i) for i in range(24)])
+    split = split_catalog(catalog, valid=.4)
+    assert split.groupby('patient').split.nunique().max() == 1 and split.patient.nunique() == 12
+    leak = catalog.assign(split=['train', 'test']*12)
+    with pytest.raises(LeakageError, match='same patient on two sides: 12'): audit_leakage(leak, files=False)
+
+
+def test_an_empty_patient_is_unknown():
+    with pytest.raises(SplitError, match='patient of 2 of 24 images is unknown'): split_catalog(two_by_two(patient=['', ' '] + [f'p{i//2}' for i in range(2, 24)]))
+
+
+def test_labels_and_paths_that_are_none():
+    with pytest.raises(SplitError, match="'B' is a text and 1 is none"): split_catalog(two_by_two(label=[1]*12 + ['B']*12))
+    with pytest.raises(SplitError, match='1 row has no path'): split_catalog(two_by_two(path=[None] + [f'{i}.png' for i in range(23)]), by='image')
+
+
+def test_patients_on_two_sides_of_an_official_split_are_told():
+    official = ['TRAIN']*11 + ['TEST'] + ['TRAIN']*9 + ['TEST']*3
+    with pytest.warns(UserWarning, match='^2 patients stand on more than one side of the official split') as seen: split_catalog(two_by_two(official=official), by='official', valid=0)
+    assert '0006' not in str(seen[0].message)
+
+
+def test_sizes_that_an_official_split_would_ignore():
+    catalog = two_by_two(official=['TRAIN']*10 + ['TEST']*2 + ['TRAIN']*10 + ['TEST']*2)
+    with pytest.raises(SplitError, match='test = 0.3'): split_catalog(catalog, by='official', test=.3)
+    with pytest.raises(SplitError, match='valid = 0.3: the catalog has a column `split`'): split_catalog(catalog.assign(split='train'), by='official', valid=.3)
+    with pytest.raises(SplitError, match="valid = '.2'"): split_catalog(catalog, by='official', valid='.2')
+
+
+@pytest.mark.parametrize('change,told', [(lambda s: s.replace('train', 'Train'), 'holds Train'), (lambda s: s.where(s.index > 3), 'holds nothing')])
+def test_parts_of_other_names_are_the_cause(change, told):
+    split = split_catalog(two_by_two(), valid=.2)
+    for call in (upsample_training, class_weights, split_summary, split_hash):
+        with pytest.raises(SplitError, match=told): call(split.assign(split=change(split.split)))
+
+
+def test_copy_as_text():
+    more = upsample_training(split_catalog(two_by_two(), valid=.2))
+    for call in (split_summary, upsample_training, audit_leakage):
+        with pytest.raises(SplitError, match="`copy` holds texts such as '0'"): call(more.assign(copy=more['copy'].astype(str)))
+
+
+def test_a_split_by_patient_without_patients_is_no_claim():
+    split = split_catalog(two_by_two(), valid=.2).drop(columns='patient')
+    for call in (split_summary, lambda o: audit_leakage(o, files=False), lambda o: audit_leakage(o, files=False, raises=False)):
+        with pytest.raises(LeakageError, match="split_by says 'patient', but the patient of 24 of 24"): call(split)
+
+
+def test_digits_are_classes_in_numeric_order():
+    assert list(class_weights(two_by_two(label=['2']*12 + ['10']*12, split='train'))) == ['2', '10']
