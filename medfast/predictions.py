@@ -26,6 +26,7 @@ from torch import nn
 # %% ../nbs/api/11_predictions.ipynb #63ab6b5b
 from .evaluate import Predictions, PredictionsError
 from .schedule import cycle_lengths
+from .table import join_folds, worst_split
 
 # %% ../nbs/api/11_predictions.ipynb #a9ac5622
 def _name(item, i):
@@ -274,18 +275,14 @@ def ensemble(
     preds = _check_several(preds)
     if of not in ['probabilities', 'logits']: raise PredictionsError(f"of = {of!r}: choose 'probabilities' or 'logits'.")
     first = preds[0]
-    probs = np.array([o.probs[_same_rows(first, o, k)] for k,o in enumerate(preds)])
+    orders = [_same_rows(first, o, k) for k,o in enumerate(preds)]
+    probs = np.array([o.probs[order] for o,order in zip(preds, orders)])
     if of=='probabilities': mean = probs.mean(0)
     else:
         log = np.log(probs.clip(1e-300)).mean(0)
         mean = np.exp(log - log.max(1, keepdims=True))
-    splits = {o.split_by for o in preds}
-    return Predictions(mean/mean.sum(1, keepdims=True), first.targets, first.classes, first.items, first.patients, _worst(splits))
-
-# %% ../nbs/api/11_predictions.ipynb #c05628c2
-def _worst(splits):
-    "The kind of split that may be claimed where several were used."
-    return next(o for o in ('image', 'unknown', 'official', 'patient') if o in splits)
+    folds = join_folds([o.folds and [o.folds[i] for i in order] for o,order in zip(preds, orders)])
+    return Predictions(mean/mean.sum(1, keepdims=True), first.targets, first.classes, first.items, first.patients, worst_split(o.split_by for o in preds), folds)
 
 # %% ../nbs/api/11_predictions.ipynb #a072e15c
 def _weights_of(model, known=()):

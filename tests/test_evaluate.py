@@ -1,15 +1,15 @@
-"Metrics and intervals against independent sources; predictions that do not fit together; the way to a file and back."
+"All metrics of a model against scikit-learn; frozen thresholds, prevalence, subgroups; what stands in the pictures."
 import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import bootstrap, norm
 from sklearn import metrics
 
-from medfast import evaluate as ev
-from medfast.evaluate import Predictions, PredictionsError, confusion, evaluate, paired_gain, plot_confusion_matrix, plot_history, plot_roc
+from medfast.evaluate import (OperatingPointError, Predictions, PredictionsError, confusion, evaluate, operating_point, paired_gain, plot_calibration, plot_confusion_matrix,
+    plot_history, plot_roc, pool_folds, subgroups)
+from medfast.plots import _roc_points
 
 CLASSES = ['Healthy', 'Sick']
 
@@ -43,7 +43,7 @@ def test_values_are_those_of_scikit_learn(seed, ties):
     np.testing.assert_allclose(got.value, list(want.values()), atol=1e-12)
     np.testing.assert_array_equal(confusion(preds, threshold=.4), metrics.confusion_matrix(y, called))
     fpr, tpr, _ = metrics.roc_curve(y, p, drop_intermediate=False)
-    np.testing.assert_allclose(ev._roc_points(y == 1, p), [fpr, tpr], atol=1e-12)
+    np.testing.assert_allclose(_roc_points(y == 1, p), [fpr, tpr], atol=1e-12)
 
 
 def test_positive_class_may_be_the_first():
@@ -67,47 +67,6 @@ def test_several_classes_against_scikit_learn(averages):
     assert got['balanced accuracy'] == pytest.approx(metrics.balanced_accuracy_score(y, called), abs=1e-12)
     assert got['brier'] == pytest.approx(metrics.brier_score_loss(y, probs, labels=range(4), scale_by_half=True), abs=1e-12)
     assert got['average precision'] == pytest.approx(metrics.average_precision_score(np.eye(4)[y], probs), abs=1e-12)
-
-
-@pytest.mark.parametrize('k, n', [(0, 1), (1, 1), (81, 263), (15, 148), (0, 20), (1, 29), (197, 200)])
-def test_wilson_is_that_of_statsmodels(k, n):
-    proportion = pytest.importorskip('statsmodels.stats.proportion')
-    row = ev._wilson(k, n, ev._How(.95, 0, 10, 'patients'))
-    np.testing.assert_allclose([row['low'], row['high']], proportion.proportion_confint(k, n, method='wilson'), atol=1e-9)
-
-
-@pytest.mark.parametrize('k, n, low, high', [(81, 263, .2553, .3662), (15, 148, .0624, .1605), (0, 20, 0, .1611), (1, 29, .0061, .1718)])
-def test_wilson_is_that_of_newcombe_1998(k, n, low, high):
-    row = ev._wilson(k, n, ev._How(.95, 0, 10, 'patients'))
-    assert (round(row['low'], 4), round(row['high'], 4)) == (low, high)
-
-
-def test_delong_variance_is_its_definition():
-    preds = random_preds(2, 45, ties=True)
-    y, s = preds.targets == 1, preds.probs[:, 1]
-    kernel = np.array([[1. if a > b else .5 if a == b else 0. for b in s[~y]] for a in s[y]])
-    n1, n0 = kernel.shape
-    auc = kernel.mean()
-    s10 = sum((kernel[i].mean() - auc)**2 for i in range(n1)) / (n1 - 1)
-    s01 = sum((kernel[:, j].mean() - auc)**2 for j in range(n0)) / (n0 - 1)
-    np.testing.assert_allclose(ev._delong(y, s), [auc, s10/n1 + s01/n0], atol=1e-12)
-
-
-def test_bca_is_that_of_scipy_with_a_plain_statistic():
-    preds = random_preds(4, 40)
-    y, p = preds.targets, preds.probs[:, 1]
-    plain = lambda i: metrics.roc_auc_score(y[i.astype(int)], p[i.astype(int)])
-    want = bootstrap((np.arange(40),), plain, n_resamples=300, vectorized=False, method='BCa', rng=np.random.default_rng(7)).confidence_interval
-    got = evaluate(preds, seed=7, n_resamples=300).loc['auc']
-    np.testing.assert_allclose([got.low, got.high], want, atol=1e-12)
-
-
-def test_newcombe_limits_lie_z_standard_errors_off():
-    for auc, n1, n0 in [(.85, 10, 25), (.5, 3, 9), (.99, 20, 40)]:
-        for limit in ev._auc_score_limits(auc, n1, n0, .95):
-            N = (n1 + n0)/2 - 1
-            se = (limit*(1 - limit)*(1 + N*(1 - limit)/(2 - limit) + N*limit/(1 + limit))/(n1*n0))**.5
-            assert abs(limit - auc)/se == pytest.approx(norm.ppf(.975), abs=1e-5)
 
 
 @pytest.mark.parametrize('n', [4, 12, 19, 20, 40, 1500])
@@ -164,117 +123,9 @@ def test_sixty_patients_take_less_than_a_second():
     assert time.perf_counter() - start < 1
 
 
-# --- what does not fit together
-
-@pytest.mark.parametrize('change, rule', [
-    (dict(probs=[[.5, .4], [.5, .5]]), 'row 0: sums to 0.9000'),
-    (dict(probs=[[.5, .5], [np.nan, .5]]), 'row 1, column 0: nan is no probability'),
-    (dict(probs=[[.5, .5], [1.2, -.2]]), 'row 1, column 0: 1.2'),
-    (dict(probs=[.5, .5]), 'shape'), (dict(probs=[[1.], [1.]]), 'two classes or more'), (dict(probs=np.zeros((0, 2))), 'shape'),
-    (dict(targets=[0, 2]), 'targets, row 1: 2 is out of range'), (dict(targets=[0, -1]), 'out of range'),
-    (dict(targets=[0., 1.]), 'whole numbers'), (dict(targets=[0]), 'probs has 2 rows'),
-    (dict(classes=['a']), '1 classes are named'), (dict(classes=['a', 'a']), 'a name of its own'), (dict(classes=['false', 'true']), 'p_true'),
-    (dict(items=['x']), 'items has 1 entries'), (dict(patients=['x']), 'patients has 1 entries'), (dict(split_by='luck'), "split_by = 'luck'"),
-])
-def test_refused_with_the_rule(change, rule):
-    good = dict(probs=[[.5, .5], [.1, .9]], targets=[0, 1], classes=['a', 'b'], items=['x', 'y'])
-    Predictions(**good)
-    with pytest.raises(PredictionsError, match=rule.replace('.', r'\.')): Predictions(**(good | change))
-
-
-def test_the_callers_arrays_stay_theirs():
-    probs = np.array([[.5, .5], [.1, .9]])
-    preds = Predictions(probs, [0, 1], ['a', 'b'], ['x', 'y'])
-    preds.probs[0] = 0, 1
-    assert probs[0, 0] == .5
-
-
-@pytest.mark.parametrize('options, rule', [(dict(level='frame'), 'level'), (dict(positive='Ill'), 'Choose one of Healthy, Sick'), (dict(threshold=50), 'threshold = 50'), (dict(averages='micro'), 'averages')])
+@pytest.mark.parametrize('options, rule', [(dict(level='frame'), 'level'), (dict(positive='Ill'), 'Choose one of Healthy, Sick'), (dict(threshold=50), 'threshold = 50'), (dict(averages='micro'), 'averages'), (dict(prevalence=0.), 'prevalence = 0.0'), (dict(prevalence=1.), 'both excluded')])
 def test_options_are_checked(options, rule):
     with pytest.raises(PredictionsError, match=rule): evaluate(random_preds(0), **options)
-
-
-def test_a_patient_is_the_mean_of_unequal_numbers_of_images():
-    rng = np.random.default_rng(0)
-    who = rng.permutation(np.repeat(np.arange(20), np.arange(20) + 1))
-    preds = made(who % 2, rng.random(len(who)), patients=[f'{i:04d}' for i in who])
-    women = preds.by_patient()
-    want = preds.table.groupby('patient').p_Sick.mean()
-    np.testing.assert_allclose(women.probs[:, 1], want[women.items], atol=1e-12)
-    np.testing.assert_array_equal(women.targets, [int(o) % 2 for o in women.patients])
-    np.testing.assert_array_equal(women.by_patient().probs, women.probs)
-
-
-def test_partly_unknown_patients_are_refused():
-    preds = random_preds(0)
-    preds.patients[3] = None
-    with pytest.raises(PredictionsError, match="unknown for image '3.txt'"): preds.by_patient()
-
-
-def test_missing_marks_of_pandas_mean_unknown():
-    preds = made(np.arange(3) % 2, np.full(3, .5), patients=pd.array(['1', pd.NA, '2'], dtype='string'))
-    assert preds.patients == ['1', None, '2']
-    assert made(np.arange(2), np.full(2, .5), patients=pd.array([pd.NA, pd.NA], dtype='string')).patients is None
-
-
-def test_round_trip_of_hostile_names_and_all_bits(tmp_path):
-    rng = np.random.default_rng(0)
-    items = ['NA', 'nan', '0012', '1e5', 'a,b', 'a"b', "it's", ' lead', 'ñandú µ°', 'two\nlines', '-inf', 'None', 'x'*300, '\ttab', '<b>']
-    probs = rng.dirichlet([.01, 1, 5], len(items))
-    preds = Predictions(probs, np.arange(len(items)) % 3, ['NA', '1', 'p_true x'], items, ['0001', None, 'NA', *map(str, range(len(items) - 3))], 'image')
-    preds.save(tmp_path/'p.csv')
-    again = Predictions.load(tmp_path/'p.csv')
-    np.testing.assert_array_equal(again.probs, preds.probs)
-    np.testing.assert_array_equal(again.targets, preds.targets)
-    assert (again.items, again.patients, again.classes, again.split_by) == (preds.items, preds.patients, preds.classes, 'image')
-
-
-@pytest.mark.parametrize('spoil, rule', [
-    (lambda t: t.replace('Sick', 'Ill', 3), 'has no column|none of the classes'), (lambda t: t[:len(t)//2], 'p.csv'), (lambda t: '', 'not a csv'),
-    (lambda t: t.replace('p_Sick', 'q_Sick'), 'none of the classes'), (lambda t: t.splitlines()[0], 'shape')])
-def test_spoilt_files_name_themselves(tmp_path, spoil, rule):
-    fn = tmp_path/'p.csv'
-    made(np.arange(40) % 2, np.linspace(.1, .9, 40)).save(fn)
-    fn.write_text(spoil(fn.read_text()))
-    with pytest.raises(PredictionsError, match=rule): Predictions.load(fn)
-    with pytest.raises(PredictionsError, match='There is no file q.csv'): Predictions.load(tmp_path/'q.csv')
-
-
-def test_it_shows_itself_without_folders_and_escaped():
-    preds = Predictions([[.5, .5]], [0], ['<script>', 'b'], ['/home/somebody/a.txt'])
-    html = preds._repr_html_()
-    assert 'somebody' not in html and '<script>' not in html and 'patients unknown' in html
-
-
-# --- pairs
-
-def test_paired_gain_is_the_plain_bootstrap():
-    a, b = random_preds(3, 50, shift=2.), random_preds(3, 50, shift=.5)
-    y, p, q = a.targets, a.probs[:, 1], b.probs[:, 1]
-    plain = lambda i: metrics.roc_auc_score(y[i.astype(int)], p[i.astype(int)]) - metrics.roc_auc_score(y[i.astype(int)], q[i.astype(int)])
-    want = bootstrap((np.arange(50),), plain, n_resamples=200, vectorized=False, method='BCa', rng=np.random.default_rng(0)).confidence_interval
-    got = paired_gain(a, b, n_resamples=200).loc['auc gain']
-    np.testing.assert_allclose([got.low, got.high], want, atol=1e-12)
-
-
-def test_pairing_goes_by_patient_not_by_row():
-    a, b = random_preds(3), random_preds(3, shift=.2)
-    back = Predictions(b.probs[::-1], b.targets[::-1], CLASSES, b.items[::-1], b.patients[::-1], 'patient')
-    pd.testing.assert_frame_equal(paired_gain(a, b), paired_gain(a, back))
-
-
-def test_pairs_that_do_not_match_are_refused():
-    a = random_preds(3)
-    other = Predictions(a.probs, a.targets, CLASSES, a.items, ['x', *a.patients[1:]])
-    with pytest.raises(PredictionsError, match="2 patients stand in one of the two only, the first is '0000'"): paired_gain(a, other)
-    with pytest.raises(PredictionsError, match='another label'): paired_gain(a, Predictions(a.probs, 1 - a.targets, CLASSES, a.items, a.patients))
-    with pytest.raises(PredictionsError, match='classes differ'): paired_gain(a, Predictions(a.probs, a.targets, ['Sick', 'Healthy'], a.items, a.patients))
-
-
-def test_two_perfect_models_differ_by_nothing_known_to_be_nothing():
-    a = made(np.arange(30) > 14, np.linspace(0, 1, 30))
-    row = paired_gain(a, a).loc['auc gain']
-    assert row.value == 0 and row.low < 0 < row.high
 
 
 # --- pictures
@@ -304,26 +155,170 @@ def test_history_takes_what_there_is():
     plt.close('all')
 
 
-# --- by hand
+# --- one door
 
-@pytest.mark.full
-@pytest.mark.parametrize('n, prevalence, true', [(12, .36, .85), (12, .36, .95), (30, .1, .85), (60, .36, .5), (60, .36, .85), (60, .36, .95), (1200, .2, .85)])
-def test_intervals_of_the_auc_cover(n, prevalence, true):
-    rng, hits, runs = np.random.default_rng(0), 0, 600
-    how = ev._How(.95, 0, 800, 'patients')
-    for _ in range(runs):
-        y = rng.random(n) < prevalence
-        while not 0 < y.sum() < n: y = rng.random(n) < prevalence
-        row = ev._auc_row(y, rng.normal(size=n) + 2**.5*norm.ppf(true)*y, how)
-        hits += row['low'] <= true <= row['high']
-    assert .92 <= hits/runs <= .99, hits/runs
+def test_everything_of_evaluation_is_to_be_had_from_here():
+    import medfast.evaluate as door
+    wanted = ('Predictions PredictionsError pool_folds SPLIT_BY SPLIT_BY_IMAGE OUT_OF_FOLD FEW evaluate subgroups confusion plot_confusion_matrix plot_roc plot_history paired_gain mcnemar '
+        'evaluate_seeds calibration calibration_bins plot_calibration fit_temperature with_temperature shift_prevalence operating_point OperatingPoint OperatingPointError '
+        'decision_curve plot_decision_curve conformal_sets conformal_summary ConformalError').split()
+    assert [o for o in wanted if o not in door.__all__ or not hasattr(door, o)] == []
 
 
-@pytest.mark.full
-@pytest.mark.parametrize('n, se, sp', [(12, .9, .8), (30, .95, .95), (60, .7, .9)])
-def test_intervals_of_the_balanced_accuracy_cover(n, se, sp):
-    rng, hits, how = np.random.default_rng(0), 0, ev._How(.95, 0, 0, 'patients')
-    for _ in range(3000):
-        row = ev._mean_row([ev._wilson(rng.binomial(m, p), m, how) for m, p in ((n//3, se), (n - n//3, sp))])
-        hits += row['low'] <= (se + sp)/2 <= row['high']
-    assert .91 <= hits/3000 <= .985, hits/3000
+def test_it_loads_neither_torch_nor_mapie_nor_statsmodels():
+    import subprocess, sys
+    code = 'import sys, medfast.evaluate; print(sorted({"torch", "fastai", "mapie", "statsmodels"} & set(sys.modules)))'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+
+
+# --- several classes
+
+def organs(n=90, seed=1):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, n)
+    return Predictions(rng.dirichlet(np.ones(3), n)*.7 + .3*np.eye(3)[y], y, ['heart', 'liver', 'spleen'], range(n), range(n), 'official')
+
+
+def test_macro_leads_and_every_auc_names_its_averaging():
+    df = evaluate(organs(), n_resamples=50)
+    assert list(df.index[:3]) == ['balanced accuracy', 'auc', 'average precision'] and not any('weighted' in o for o in df.index)
+    assert all('macro average' in df.method[o] for o in df.index[:3])
+    assert evaluate(organs(), n_resamples=50, averages='weighted').index[-3:].tolist() == ['precision (weighted)', 'recall (weighted)', 'f1 (weighted)']
+
+
+def test_one_class_against_the_rest_is_the_same_row_everywhere():
+    df, one = evaluate(organs(), n_resamples=100), evaluate(organs(), positive='liver', n_resamples=100)
+    assert one.value['auc'] == df.value['auc: liver'] and one.low['auc'] == df.low['auc: liver']
+
+
+# --- prevalence
+
+def test_only_what_depends_on_the_prevalence_moves():
+    here, there = evaluate(random_preds(2), n_resamples=100), evaluate(random_preds(2), n_resamples=100, prevalence=.01)
+    moved = ['accuracy', 'ppv', 'npv', 'average precision']
+    assert all('stated prevalence of 0.01' in o for o in there.method[moved])
+    pd.testing.assert_frame_equal(here.drop(moved), there.drop(moved))
+    assert (there.value[['ppv', 'average precision']] < here.value[['ppv', 'average precision']]).all() and there.value['npv'] > here.value['npv']
+    assert all('at the prevalence 0.' in here.method[o] for o in ('ppv', 'npv', 'average precision'))
+
+
+def test_a_prevalence_of_several_classes_needs_a_name():
+    with pytest.raises(PredictionsError, match='name one of heart, liver, spleen'): evaluate(organs(), prevalence=.1)
+    assert evaluate(organs(), prevalence=.1, positive='liver', n_resamples=50).value['ppv'] < 1
+
+
+# --- a frozen threshold
+
+def test_a_frozen_point_is_its_temperature_and_threshold():
+    point, test = operating_point(random_preds(5, 120), sensitivity=.9), random_preds(6)
+    df, calibrated = evaluate(test, at=point, n_resamples=100), point.apply(test)
+    by_hand = evaluate(calibrated, threshold=point.threshold, n_resamples=100)
+    pd.testing.assert_frame_equal(df.drop(columns='method'), by_hand.drop(columns='method'))
+    assert df.method.str.contains(f'threshold {point.threshold:.3f} after temperature {point.temperature:.2f}, frozen on 120 other patients').all()
+    np.testing.assert_array_equal(confusion(test, at=point), confusion(calibrated, threshold=point.threshold))
+    assert 'frozen on 120' in plot_roc(test, at=point).get_title() and 'frozen on 120' in plot_confusion_matrix(test, at=point).get_title()
+    plt.close('all')
+
+
+def test_measured_on_the_patients_who_set_it_is_called_no_finding():
+    develop = random_preds(5, 120)
+    point = operating_point(develop, sensitivity=.9)
+    assert evaluate(develop, at=point, n_resamples=50).method.str.contains('set on these same patients: the sensitivity is no finding').all()
+    assert evaluate(develop.take(np.random.default_rng(0).permutation(120)), at=point, n_resamples=50).method.str.contains('these same patients').all()
+
+
+@pytest.mark.parametrize('options', [dict(threshold=.3), dict(positive='Healthy'), dict(level='image')])
+def test_a_frozen_point_leaves_no_second_choice(options):
+    point = operating_point(random_preds(5, 120), sensitivity=.9)
+    for f in (evaluate, confusion, plot_roc):
+        with pytest.raises(PredictionsError, match='leave `threshold`, `positive` and `level` out'): f(random_preds(6), at=point, **options)
+
+
+def test_a_frozen_point_of_other_classes_is_refused():
+    point = operating_point(random_preds(5, 120), sensitivity=.9)
+    with pytest.raises(OperatingPointError, match='these are heart, liver, spleen'): evaluate(organs(), at=point)
+
+
+def test_one_of_several_classes_may_have_a_frozen_point():
+    point, test = operating_point(organs(150), specificity=.9, positive='liver'), organs(90, 2)
+    df, calibrated = evaluate(test, at=point, n_resamples=50), point.apply(test)
+    y, called = test.targets == 1, calibrated.probs[:, 1] >= point.threshold
+    assert df.value['sensitivity'] == pytest.approx(called[y].mean()) and df.value['specificity'] == pytest.approx((~called[~y]).mean())
+
+
+# --- subgroups
+
+def grouped(n=60, frames=2, seed=0):
+    "Predictions of two views a patient, and their catalog."
+    rng = np.random.default_rng(seed)
+    preds = random_preds(seed, n)
+    who = np.repeat(np.arange(n), frames)
+    p = np.clip(preds.probs[who, 1] + .05*rng.normal(size=n*frames), 0, 1)
+    rows = made(preds.targets[who], p, patients=[f'{i:04d}' for i in who])
+    return rows, pd.DataFrame(dict(path=rows.items, patient=pd.array(rows.patients, dtype='string'), view=['front', 'side']*n, age=np.repeat(rng.integers(25, 90, n), frames),
+        date=np.repeat(pd.Timestamp('2012-01-01') + pd.to_timedelta(rng.integers(0, 900, n), 'D'), frames), site=np.repeat(['A', 'B', None]*(n//3), frames)))
+
+
+@pytest.mark.parametrize('column, groups', [('site', ['all', 'A', 'B', 'unknown']), ('view', ['all', 'front', 'side'])])
+def test_a_subgroup_is_evaluated_like_any_predictions(column, groups):
+    preds, catalog = grouped()
+    df = subgroups(preds, catalog, column, n_resamples=100)
+    assert df.index.get_level_values(0).unique().tolist() == groups and df.index.names == [column, 'metric']
+    for g in groups[1:]:
+        rows = catalog[column].isna() if g == 'unknown' else catalog[column] == g
+        want = evaluate(preds.take(rows.to_numpy()), n_resamples=100).loc[['sensitivity', 'specificity', 'auc']]
+        pd.testing.assert_frame_equal(df.loc[g].drop(columns='method'), want.drop(columns='method'))
+
+
+@pytest.mark.parametrize('column, options, n', [('age', {}, 3), ('date', {}, 3), ('age', dict(bins=4), 4), ('age', dict(bins=[0, 50, 120]), 2)])
+def test_numbers_and_dates_become_ranges_that_hold_everybody(column, options, n):
+    preds, catalog = grouped()
+    df = subgroups(preds, catalog, column, metrics=['auc'], n_resamples=50, **options)
+    groups = df.index.get_level_values(0)
+    assert len(groups) == n + 1 and df.n.iloc[1:].sum() == df.n.iloc[0] == 60 and all(' to ' in o for o in groups[1:])
+    assert list(groups[1:]) == sorted(groups[1:])
+
+
+def test_patients_outside_all_ranges_are_unknown_not_lost():
+    preds, catalog = grouped()
+    df = subgroups(preds, catalog, 'age', metrics=['accuracy'], n_resamples=50, bins=[40, 60])
+    assert 'unknown' in df.index.get_level_values(0) and df.n.iloc[1:].sum() == 60
+
+
+def test_small_groups_stay_and_say_so():
+    preds, catalog = grouped()
+    catalog['site'] = np.where(catalog.patient < '0003', 'tiny', 'big')
+    df = subgroups(preds, catalog, 'site', n_resamples=50)
+    small = df.loc['tiny']
+    assert small.method.str.contains('small group: 3 patients').all() and not df.loc['big'].method.str.contains('small').any()
+    assert small.n['auc'] == 3
+
+
+def test_a_join_by_patient_where_paths_differ():
+    preds, catalog = grouped()
+    moved = catalog.assign(path=['elsewhere/' + o for o in catalog.path])
+    pd.testing.assert_frame_equal(subgroups(preds, catalog, 'site', n_resamples=50), subgroups(preds, moved, 'site', n_resamples=50))
+    with pytest.raises(PredictionsError, match="several values of 'view'"): subgroups(preds, moved, 'view')
+
+
+@pytest.mark.parametrize('change, column, options, rule', [(lambda c: c, 'ages', {}, "no column 'ages'; it has path"), (lambda c: c[['age']], 'age', {}, 'Neither the images nor the patients'),
+    (lambda c: c, 'view', dict(bins=2), 'only numbers and dates'), (lambda c: c, 'view', dict(metrics=['f2']), "there is no 'f2'")])
+def test_subgroups_that_cannot_be_made_say_why(change, column, options, rule):
+    preds, catalog = grouped()
+    with pytest.raises(PredictionsError, match=rule): subgroups(preds, change(catalog), column, **options)
+
+
+def test_subgroups_need_patients():
+    preds, catalog = grouped()
+    preds.patients = None
+    with pytest.raises(PredictionsError, match='The patient is unknown'): subgroups(preds, catalog, 'site')
+
+
+def test_subgroups_of_several_classes_and_of_a_frozen_point():
+    test = organs()
+    catalog = pd.DataFrame(dict(path=test.items, site=['A', 'B']*45))
+    df = subgroups(test, catalog, 'site', n_resamples=50)
+    assert df.loc['A'].index.tolist() == ['balanced accuracy', 'auc']
+    point = operating_point(organs(150, 4), specificity=.9, positive='liver')
+    at = subgroups(test, catalog, 'site', at=point, n_resamples=50)
+    assert at.value[('all', 'sensitivity')] == evaluate(test, at=point, n_resamples=50).value['sensitivity']
