@@ -31,7 +31,7 @@ DATA = Path(os.environ.get('MEDFAST_DATA', 'data'))
 
 # --- planted leaks of the same patient, bytes and pixels
 
-FORMATS = {'png': {}, 'bmp': {}, 'tif': {}, 'TIF': dict(compression='tiff_lzw'), 'PNG': dict(optimize=True)} # all without loss
+FORMATS = {'png': dict(compress_level=1), 'bmp': {}, 'tif': {}, 'TIF': dict(compression='tiff_lzw'), 'PNG': dict(optimize=True)} # all without loss
 
 
 def small_split(catalog, rng):
@@ -59,10 +59,9 @@ def plant(split, kind, folder, rng, number):
     return bad, [Path(there.path).name, copy.name]
 
 
-def planted_leaks(n=1000, data=DATA, seed=0):
+def planted_leaks(n, catalog, seed=0):
     "How many of `n` planted leaks of each kind, each in a study of its own, are refused with their names, and of `n` clean studies."
-    warnings.simplefilter('ignore')
-    catalog,rng = coronahack_catalog(data/'coronahack').dropna(subset='patient'), np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     found,refused = dict(patient=0, bytes=0, pixels=0), 0
     with tempfile.TemporaryDirectory() as folder:
         for i in range(n):
@@ -235,11 +234,11 @@ def speed(n=50_000, side=64, seed=0):
 
 def reading(data=DATA):
     "Pictures and matrices a second: decoding with the digest, and the whole look of `near_twins`."
-    from medfast import twins
+    from medfast import archive, twins
     rows = {}
     for name,paths in dict(coronahack=real_paths('coronahack', data), radiography=real_paths('radiography', data), dmr=sorted(map(str, (data/'dmr-ir').rglob('*.txt')))).items():
         paths = paths[:300]
-        twins._KNOWN.clear()
+        archive._KNOWN.clear()
         start = time.perf_counter(); twins.equal_pixels(paths*2, ['train']*len(paths) + ['test']*len(paths), progress=False); middle = time.perf_counter()
         twins.equal_pixels(paths*2, ['train']*len(paths) + ['test']*len(paths), progress=False); again = time.perf_counter(); twins._look(paths, False)
         rows[name] = dict(images=len(paths), digest=len(paths)/(middle - start), again=len(paths)/(again - middle), look=len(paths)/(time.perf_counter() - again))
@@ -257,7 +256,8 @@ def main():
     p.add_argument('--copies', type=int, default=300, help='altered copies of each kind')
     o = p.parse_args()
     if 'planted' in o.parts:
-        table,refused = planted_leaks(o.leaks)
+        warnings.simplefilter('ignore')
+        table,refused = planted_leaks(o.leaks, coronahack_catalog(DATA/'coronahack').dropna(subset='patient'))
         show('planted leaks in studies of 16 patients of CoronaHack', table)
         print(f'{refused} of {o.leaks} clean studies refused')
     if 'altered' in o.parts:

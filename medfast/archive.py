@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'SETS', 'OFFICIAL', 'OLDER', 'ArchiveError', 'counted', 'OfficialSet', 'official_sets', 'Archive',
-           'read_archive', 'item_path', 'split_item', 'same_path', 'item_name', 'read_item', 'read_items',
-           'content_ids', 'archive_name', 'download_archive']
+           'read_archive', 'item_path', 'split_item', 'same_path', 'item_name', 'item_names', 'item_shape', 'read_item',
+           'read_items', 'remembered', 'is_remembered', 'one_channel', 'array_id', 'content_ids', 'archive_name',
+           'download_archive']
 
 # %% ../nbs/api/02_archive.ipynb #37ed3f57
 import hashlib
@@ -20,7 +21,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from zipfile import BadZipFile, ZipFile
 
 # %% ../nbs/api/02_archive.ipynb #a54a3c31
@@ -117,7 +118,7 @@ def _header(z, key):
 class _File:
     "One `.npz` on the disk: headers at once, arrays when they are asked for, each once."
     def __init__(self, fn):
-        self.fn,self.arrays = Path(fn), {}
+        self.fn,self.arrays,self.ids = Path(fn), {}, {}
         with _reading(self.fn, 'the file'), ZipFile(self.fn) as z:
             self.headers = {o.removesuffix('.npy'): None for o in z.namelist() if o.endswith('.npy')}
             for k in self.headers:
@@ -369,6 +370,16 @@ def item_name(
     name = re.split(r'[/\\]', inner[0] if inner else str(path))[-1]
     return f'{name}#{inner[1]}/{inner[2]}' if inner else name
 
+def item_names(
+    paths # Paths of a catalog, each image once
+)->list:  # One text an image
+    "Names that tell the images apart, the same on every machine: where two share a name, all are told from their common folder on."
+    names = [item_name(p) for p in paths]
+    if len(set(names)) == len(names): return names
+    folders = [os.path.dirname(os.path.abspath((split_item(p) or [str(p)])[0].replace('\\', '/'))) for p in paths]
+    root = os.path.commonpath(folders)
+    return [PurePosixPath(os.path.relpath(f, root).replace(os.sep, '/'), name).as_posix() for f,name in zip(folders, names)]
+
 # %% ../nbs/api/02_archive.ipynb #01992f8b
 def _found(path):
     "File, part and position that a path names."
@@ -384,6 +395,13 @@ def _pixels(fn, part, last):
     return _Images(file)[part]
 
 # %% ../nbs/api/02_archive.ipynb #71fd6dcf
+def item_shape(
+    path # 'file.npz#train/17'
+)->tuple: # (rows, columns), or (rows, columns, 3) for colour
+    "The shape of an image of an archive; no pixel is read."
+    fn,part,_ = _found(path)
+    return _open(fn).shape(f'{PARTS[part]}_images')[1:]
+
 def read_item(
     path # 'file.npz#train/17'
 ):       # uint8 (rows, columns), or (rows, columns, 3) for colour
@@ -409,20 +427,58 @@ def read_items(
         out[rows] = pixels[at]
     return out
 
+# %% ../nbs/api/02_archive.ipynb #7963c8dc
+_KNOWN = {} # (what was computed, absolute path): (what tells that a file was written again, the result)
+
+def _written(path):
+    "Changes when a file is written, or another one takes its name."
+    at = os.stat(path)
+    return at.st_mtime_ns, at.st_ctime_ns, at.st_size, at.st_ino
+
+def remembered(
+    what, # Name of the computation
+    path, # A file
+    f     # From the path to the result
+):        # `f(path)`
+    "Compute once in this process, and again where the file was written since."
+    key,written = (what, os.path.abspath(path)), _written(path)
+    if _KNOWN.get(key, [None])[0] != written: _KNOWN[key] = written, f(path)
+    return _KNOWN[key][1]
+
+def is_remembered(
+    what, # Name of the computation
+    path  # A file
+)->bool:
+    "Whether `remembered` would answer at once."
+    return _KNOWN.get((what, os.path.abspath(path)), [None])[0] == _written(path)
+
+# %% ../nbs/api/02_archive.ipynb #49820654
+def one_channel(
+    pixels # (rows, columns), or (rows, columns, 3)
+)->np.ndarray: # (rows, columns) where there is no colour
+    "Three equal channels as one."
+    return np.ascontiguousarray(pixels[..., 0]) if pixels.ndim == 3 and (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all() else pixels
+
+def array_id(
+    pixels # An array
+)->str:    # Equal where shape, type and values are equal
+    "A digest of an array."
+    return f'{pixels.shape} {pixels.dtype} {hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16).hexdigest()}'
+
 # %% ../nbs/api/02_archive.ipynb #93ca7210
 def content_ids(
     paths # Files, or images of archives
 )->list:  # One text an image; equal where the bytes of the files, or the pixels in the archives, are equal
-    "What tells the content of images apart. Raises `ArchiveError` for archives and `OSError` for files that cannot be read."
+    "What tells the content of images apart, remembered in this process. Raises `ArchiveError` for archives and `OSError` for files that cannot be read."
     found,ids,parts = [split_item(o) for o in paths], [''] * len(paths), {}
     for row,o in enumerate(found):
         if o: parts.setdefault(o[:2], []).append((row, o[2]))
     for (fn,part),places in parts.items():
-        pixels = _pixels(fn, part, max(i for _,i in places))
-        for row,i in places: ids[row] = f'{pixels.shape[1:]} {hashlib.blake2b(np.ascontiguousarray(pixels[i]), digest_size=16).hexdigest()}'
+        pixels,known = _pixels(fn, part, max(i for _,i in places)), _open(fn).ids.setdefault(part, {})
+        for row,i in places: ids[row] = known.get(i) or known.setdefault(i, array_id(one_channel(pixels[i])))
     sizes = {row: os.path.getsize(p) for row,p in enumerate(paths) if not found[row]}
     alike = Counter(sizes.values())
-    for row,n in sizes.items(): ids[row] = f'{n} bytes {sha256(paths[row]) if alike[n] > 1 else ""}'
+    for row,n in sizes.items(): ids[row] = f'{n} bytes {remembered("bytes", paths[row], sha256) if alike[n] > 1 else ""}'
     return ids
 
 # %% ../nbs/api/02_archive.ipynb #5628d5a4

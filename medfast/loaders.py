@@ -24,21 +24,20 @@ from fastai.vision.augment import RandTransform
 from fastai.vision.core import TensorImage
 
 # %% ../nbs/api/07_loaders.ipynb #21ebbabe
-from .archive import item_name, read_items, same_path, split_item
+from .archive import ArchiveError, item_name, read_items, same_path, split_item
 from .arrays import ArrayDL, Arrays, Channels, Grey, Levels, fit_stats
 from .augment import augmentations
 from .catalog import folder_catalog
-from .images import (FixedScale, LoaderError, ReadImage, Thermogram, check_channels, check_images, check_size, from_archive, is_text, is_whole,
-    new_items, path_of, read_image, read_images, shrink, to_grey, to_tensor, unit_scale, with_channels)
-from .settings import progress_bar
-from .split import LeakageError, _is_copy
+from .images import (FixedScale, LoaderError, ReadImage, Thermogram, check_channels, check_images, check_size, from_archive, is_text,
+    new_items, path_of, read_image, read_images, read_levels, shrink, to_grey, to_tensor, unit_scale)
+from .leaks import check_training
+from .settings import is_whole, progress_bar
+from .sides import SPLITS, LeakageError, is_copy
 
 # %% ../nbs/api/07_loaders.ipynb #243c497c
 _all_ = ['LoaderError', 'Thermogram', 'ReadImage', 'FixedScale', 'read_image', 'augmentations']
 
 # %% ../nbs/api/07_loaders.ipynb #bd3c32d4
-_PARTS = ('train', 'valid', 'test')
-
 def _parts(catalog, files=True):
     "{'train': ..., 'valid': ..., 'test': ...} of a split catalog; `test` only where there is one."
     if not isinstance(catalog, pd.DataFrame): raise LoaderError(f'A catalog is a DataFrame, this is {type(catalog).__name__}. For a tree of folders use folder_dls.')
@@ -48,9 +47,9 @@ def _parts(catalog, files=True):
     if lacking: raise LoaderError(f'The catalog has no column {sorted(lacking)[0]!r}. Make it with dmr_catalog or folder_catalog.')
     if 'split' not in catalog: raise LoaderError("The catalog is not split (no column 'split'). Call split_catalog(catalog, valid=.2) first.")
     if catalog.path.isna().any(): raise LoaderError(f'{catalog.path.isna().sum()} of {len(catalog)} rows have no path. Drop these rows, or build the catalog again.')
-    strange = sorted(set(catalog.split.astype(str)) - set(_PARTS))
+    strange = sorted(set(catalog.split.astype(str)) - set(SPLITS))
     if strange: raise LoaderError(f"split = {strange[0]!r}: only train, valid and test are known. Drop or rename these rows.")
-    return {p: rows.reset_index(drop=True) for p in _PARTS if len(rows := catalog[catalog.split==p])}
+    return {p: rows.reset_index(drop=True) for p in SPLITS if len(rows := catalog[catalog.split==p])}
 
 # %% ../nbs/api/07_loaders.ipynb #0dfdaf44
 def _is_multi(catalog):
@@ -97,27 +96,13 @@ def _check_repeats(parts):
     "No image stands twice, but for numbered copies in train."
     for p,rows in parts.items():
         if 'copy' in rows: _check_copies(rows)
-        copies = _is_copy(rows)
+        copies = is_copy(rows)
         if p!='train' and copies.any(): raise LeakageError(f'{p}: {item_name(rows.path[copies].iloc[0])} is a copy (column `copy`). Only training images may be repeated: upsample after the split.')
     every = pd.concat([pd.DataFrame(dict(path=rows.path.astype(str).map(same_path), copy=rows.get('copy', pd.Series(0, rows.index)).fillna(0), part=p)) for p,rows in parts.items()])
     twice = every[every.duplicated(['path', 'copy'])]
     if len(twice): raise LoaderError(f'{item_name(twice.path.iloc[0])} is in the catalog more than once ({" and ".join(every.part[every.path==twice.path.iloc[0]].unique())}). Keep one row an image: catalog[~catalog.path.map(same_path).duplicated()], with same_path of medfast.archive.')
     sides = every.groupby('path').part.nunique()
     if (sides > 1).any(): raise LeakageError(f'{item_name(sides.idxmax())} stands in {" and ".join(every.part[every.path==sides.idxmax()].unique())}. An image belongs to one part: upsample after the split.')
-
-# %% ../nbs/api/07_loaders.ipynb #f894569c
-def _check_patients(catalog):
-    "No known patient stands on two sides, and a split said to be by patient knows them all."
-    rows = catalog.reset_index(drop=True)
-    by,ids = (rows.get(o, pd.Series(dtype='string', index=rows.index)).astype('string').str.strip().fillna('') for o in ('split_by', 'patient'))
-    lost = rows.path[(by=='patient') & (ids=='')]
-    if len(lost): raise LeakageError(f"split_by = 'patient', but nobody knows the patient of {len(lost)} of {len(rows)} images, the first is {item_name(lost.iloc[0])}. Fill the column patient, or say how they were divided: split_by='image'.")
-    sides = rows.split.astype(str)[ids!=''].groupby(ids[ids!='']).unique()
-    both,how = sides[sides.map(len) > 1], set(by)
-    if not len(both) or how=={'image'}: return
-    text = f'{len(both)} of {len(sides)} patients stand on two sides, the first is {both.index[0]} ({" and ".join(both.iloc[0])})'
-    if how!={'official'}: raise LeakageError(f"{text}. Split with by='patient'; a split by image says so in its column: split_by='image'.")
-    warnings.warn(f"{text}. The official split is kept: its test asks in part whether they are recognised. by='patient' keeps them apart.", stacklevel=4)
 
 # %% ../nbs/api/07_loaders.ipynb #6b26a175
 def _kind(path): return 'archives (.npz)' if split_item(path) else 'temperature matrices (.txt)' if is_text(path) else 'pictures'
@@ -157,8 +142,13 @@ def _checked(catalog, files=True):
     classes = _check_labels(parts, multi)
     if files: _check_files(parts)
     _check_repeats(parts)
-    _check_patients(catalog)
     return parts, classes, multi
+
+def _audit(catalog, leaks, images=None):
+    "Refuse or tell what stands in two parts; `images` in the order of the rows."
+    if images is not None: images = images[_places(catalog, len(images))[~is_copy(catalog)]]
+    try: check_training(catalog, leaks, images=images)
+    except ArchiveError as e: raise LoaderError(str(e)) from None
 
 def _check_bs(parts, bs, drop_last):
     "Training has a whole batch, unless a smaller one is welcome."
@@ -246,14 +236,16 @@ def study_dls(
     cache=True,    # Keep resized images in memory: 4·size² bytes a thermogram, three times that a colour picture
     stats=([.485, .456, .406], [.229, .224, .225]), # Means and deviations (ImageNet); 'train': fitted on the training images, which are then read at once; None: no normalisation
     drop_last=True, # Leave out the last training batch where it is smaller
-    device=None    # Device of the batches; None: fastai's default
+    device=None,   # Device of the batches; None: fastai's default
+    leaks='raise'  # What stands in two parts: 'raise', or 'warn' where a published split has to be taken as it is
 ):                 # DataLoaders train, valid and, where the catalog has one, test (`dls[2]`), with `catalogs`, `stats`, `n_in`, `multi_label`
-    "File, 0..1, three channels, augmentation, normalisation. Classes are sorted. Raises `LoaderError`, or `LeakageError` for a patient on two sides."
+    "File, 0..1, three channels, augmentation, normalisation. Classes are sorted. Raises `LoaderError`, or `LeakageError` for a patient or an image on two sides."
     if size is None: raise LoaderError('size = None: pictures come in all sizes, give the side that the network sees.')
     _check_options(size, bs, seed, low, high, n_workers)
     parts,classes,multi = _checked(catalog)
     if multi: raise LoaderError("These images have several labels each (task 'multi-label'). Use array_dls, which makes targets of zeros and ones.")
     _check_bs(parts, bs, drop_last)
+    _audit(catalog, leaks)
     reader = ReadImage(size, low, high, cache)
     if n_workers and cache: _read_all(parts, reader)
     stats = _stats(stats, 3, partial(_fit_on, parts['train'], reader))
@@ -265,14 +257,14 @@ def study_dls(
 # %% ../nbs/api/07_loaders.ipynb #fcb85677
 def _one_each(rows):
     "The rows that bring an image, and for each row the place of its image among them."
-    own = rows[~_is_copy(rows)]
+    own = rows[~is_copy(rows)]
     at = pd.Series(range(len(own)), index=own.path.astype(str)).reindex(rows.path.astype(str))
     if at.isna().any(): raise LoaderError(f'{item_name(at.index[at.isna()][0])} is a copy of an image that train does not have. Repeat rows with upsample_training.')
     return own, torch.tensor(at.to_numpy(dtype=np.int64))
 
 def _places(catalog, n):
     "For each row the place of its image among `n` given ones; -1 for a copy without one of its own."
-    own = ~_is_copy(catalog)
+    own = ~is_copy(catalog)
     if n not in (len(own), own.sum()):
         raise LoaderError(f'{n} images for {len(own)} rows' + (f', of which {own.sum()} are no copies' if not own.all() else '') + '. Give one image a row, in the order of the rows.')
     return np.arange(n) if n==len(own) else np.where(own, own.cumsum() - 1, -1)
@@ -295,8 +287,7 @@ def _read_parts(paths, size):
 # %% ../nbs/api/07_loaders.ipynb #71fcf5ba
 def _from_images(catalog, parts, images, size):
     "By part: its tensor, and the place of each row's image in it; `images` are given in the order of the catalog."
-    images,split,store = check_images(images), catalog.split.to_numpy(), {}
-    places = _places(catalog, len(images))
+    places,split,store = _places(catalog, len(images)), catalog.split.to_numpy(), {}
     for p,rows in parts.items():
         mine = places[split==p]
         at = torch.arange(len(mine)) if len(images)==len(catalog) else _one_each(rows)[1]
@@ -339,7 +330,7 @@ class _NewImages:
             return unit_scale(x[i])
         n,*size = self.shape
         if self.kind is Thermogram or not isinstance(item, np.ndarray): return read_image(item, size=size, n_in=n)
-        return unit_scale(with_channels(shrink(to_tensor(check_images(item[None])), size)[0], n))
+        return read_levels(item, size, n)
 
 def _known(parts, store):
     "Where the image of each path lies."
@@ -371,13 +362,16 @@ def array_dls(
     stats='train', # Normalisation: 'train' (fitted on the training images), (means, deviations), or None
     seed=42,       # Decides the order of the training images; the global random state is left alone
     drop_last=True, # Leave out the last training batch where it is smaller
-    device=None    # Device of the batches; None: fastai's default
+    device=None,   # Device of the batches; None: fastai's default
+    leaks='raise'  # What stands in two parts: 'raise', or 'warn' where a published split has to be taken as it is
 ):                 # DataLoaders train, valid and, where the catalog has one, test (`dls[2]`), with `catalogs`, `stats`, `n_in`, `multi_label`
     "All images in memory, bytes as bytes, one tensor a part, a batch cut out at once. Classes are sorted. Raises `LoaderError` or `LeakageError`."
     _check_options(size, bs, seed)
     check_channels(n_in)
     parts,classes,multi = _checked(catalog, files=images is None)
     _check_bs(parts, bs, drop_last)
+    images = None if images is None else check_images(images)
+    _audit(catalog, leaks, images)
     store,hot = _from_paths(parts, size) if images is None else _from_images(catalog, parts, images, size)
     store = _even(store, n_in)
     x = store['train'][0]

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import cache
 from io import BytesIO
+from numbers import Real
 from pathlib import Path
 
 # %% ../nbs/api/03_simulate.ipynb #703254a1
@@ -35,7 +36,7 @@ from scipy.sparse.linalg import spsolve
 # %% ../nbs/api/03_simulate.ipynb #c86e168a
 from .files import atomic_path, read_json, write_json, write_text
 from .phantom import ORGANS, describe_chest, describe_scan, draw_chest, draw_organ
-from .settings import progress_bar
+from .settings import is_whole, progress_bar
 from .thermogram import ThermogramName, format_name
 
 # %% ../nbs/api/03_simulate.ipynb #833eb182
@@ -436,7 +437,7 @@ PREVALENCE = .36 # Share of the sick
 def _check_number(name, value, low, high):
     "Refuse what is no number, no whole number or out of range."
     whole = isinstance(low, int)
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer) if whole else (int, float, np.number)): raise SimulationError(f'{name} = {value!r}: a {"whole "*whole}number from {low} to {high}.')
+    if not (is_whole(value) or not whole and isinstance(value, Real) and not isinstance(value, bool)): raise SimulationError(f'{name} = {value!r}: a {"whole "*whole}number from {low} to {high}.')
     if not low <= value <= high: raise SimulationError(f'{name} = {value}: from {low} to {high}.')
 
 def _check_flags(**flags):

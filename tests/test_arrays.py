@@ -27,7 +27,7 @@ from medfast.augment import Erase, augmentation_options, augmentations, pose_mat
 from medfast.interpret import plot_cam
 from medfast.loaders import LoaderError, array_dls, plot_augmentations, study_dls
 from medfast.settings import set_seeds
-from medfast.split import LeakageError
+from medfast.split import LeakageError, drop_leaks
 
 PARTS = dict(train=40, valid=12, test=8)
 
@@ -188,7 +188,7 @@ def test_the_loader_costs_little_beside_indexing():
     import time
     x,n = np.random.default_rng(0).integers(0, 256, (4096, 28, 28), dtype=np.uint8), 4096
     c = pd.DataFrame(dict(path=[f'array {i}' for i in range(n + 8)], label=['a', 'b']*(n//2 + 4), split=['train']*n + ['valid']*8))
-    dls = array_dls(c, images=np.concatenate([x, x[:8]]), bs=128)
+    dls = array_dls(c, images=np.concatenate([x, 255 - x[:8]]), bs=128)
     ds,((mean,),(std,)) = dls.train_ds, dls.stats
     def bare():
         for rows in torch.randperm(n).split(128): (ds.x[rows].float()/255 - mean)/std, ds.y[rows]
@@ -236,7 +236,7 @@ def said(f):
 @pytest.mark.parametrize('n_in', [None, 3])
 def test_a_colour_picture_outside_training_changes_no_number_of_the_training(pictures, n_in):
     before = array_dls(pictures, size=12, bs=8, n_in=n_in)
-    for i in (45, 55): Image.new('RGB', (12, 12), 'red').save(pictures.path[i])
+    for i,c in ((45, 'red'), (55, 'blue')): Image.new('RGB', (12, 12), c).save(pictures.path[i])
     dls,told = said(lambda: array_dls(pictures, size=12, bs=8, n_in=n_in))
     assert (dls.n_in, dls.stats)==(before.n_in, before.stats) and same(batches(before), batches(dls)) and dls.valid_ds.x.shape[1]==1
     assert len(told)==1 and told[0].startswith('2 pictures are in colour')
@@ -320,7 +320,7 @@ def test_archives_of_every_size_colour_and_task(tmp_path, colour, side, task):
 def test_stats_are_exact_and_of_training_alone(catalog, images):
     dls = array_dls(catalog, images=images, bs=8, augment='organ')
     assert np.ravel(dls.stats)==pytest.approx([(images[:40]/255).mean(), (images[:40]/255).std()], abs=1e-12)
-    images[40:] = 255
+    images[40:] = 255 - np.arange(20)[:, None, None]
     assert array_dls(catalog, images=images, bs=8).stats==dls.stats
 
 
@@ -366,7 +366,7 @@ def test_upsampled_training_is_balanced(catalog, images):
 
 
 @pytest.mark.parametrize('rows,error,words', [(dict(copy=1, split='valid'), LeakageError, 'copy'), (dict(copy=0), LoaderError, 'more than once'),
-    (dict(copy=1, path='elsewhere'), LoaderError, 'does not have')])
+    (dict(copy=1, path='elsewhere'), LeakageError, 'without their image in it'), (dict(copy=1, path='./array 0'), LoaderError, 'does not have')])
 def test_a_copy_that_is_none_is_refused(catalog, images, rows, error, words):
     more = pd.concat([catalog.assign(copy=0), catalog[:1].assign(**rows)])
     with pytest.raises(error, match=words): array_dls(more, images=images, bs=8)
@@ -413,7 +413,7 @@ def test_study_dls_sends_several_findings_to_array_dls(findings, pictures):
     (lambda x: np.full_like(x, 7), 'same value')],
     ids=['fewer', 'one', 'channels in front', 'two channels', 'int', 'bool', 'levels as float', 'nan', 'negative', 'sizes', 'empty', 'text', 'none', 'channels first', 'a path', 'a dict', 'a generator', 'constant'])
 def test_arrays_that_cannot_be_used_say_why(catalog, images, harm, words):
-    with pytest.raises(LoaderError, match=words): array_dls(catalog, images=harm(images), bs=8)
+    with pytest.raises(LoaderError, match=words): array_dls(catalog, images=harm(images), bs=8, leaks='warn')
 
 
 @pytest.mark.parametrize('make', [lambda x: torch.tensor(x/255, requires_grad=True), lambda x: torch.tensor(x/255).bfloat16(), lambda x: [Image.fromarray(o) for o in x], np.asfortranarray, lambda x: (x/255).astype(np.float16),
@@ -485,19 +485,34 @@ def test_a_patient_on_two_sides_is_refused_but_for_a_split_by_image(catalog, ima
     array_dls(catalog.assign(split_by='image'), images=images, bs=8)
     mixed = catalog.assign(split_by=['image']*59 + ['official'])
     for c in (catalog.assign(split_by='patient'), catalog, mixed, pd.concat([mixed[:30], mixed[30:].drop(columns='split_by')])):
-        with pytest.raises(LeakageError, match=r'1 of 59 patients .* 0000 \(train and test\)'): array_dls(c, images=images, bs=8)
+        with pytest.raises(LeakageError, match=r'same patient on two sides: 1 \(0000\)'): array_dls(c, images=images, bs=8)
 
 
-def test_a_patient_on_two_sides_of_an_official_split_is_warned_of(catalog, images):
+def test_a_patient_on_two_sides_of_an_official_split_is_taken_only_by_name(catalog, images):
     catalog['patient'] = pd.array([f'{i:04d}' for i in range(57)] + ['0000', '0001', None], dtype='string')
-    dls,told = said(lambda: array_dls(catalog.assign(split_by='official'), images=images, bs=8))
-    assert len(told)==1 and '2 of 57 patients stand on two sides' in told[0] and len(dls.loaders)==3
+    official = catalog.assign(split_by='official')
+    with pytest.raises(LeakageError, match='same patient on two sides: 2 .*leaks=.warn'): array_dls(official, images=images, bs=8)
+    dls,told = said(lambda: array_dls(official, images=images, bs=8, leaks='warn'))
+    assert len(told)==1 and 'same patient on two sides: 2' in told[0] and len(dls.loaders)==3
+
+
+def test_equal_images_in_memory_and_in_archives_are_refused(catalog, images, archive, tmp_path):
+    images[58] = images[3]
+    with pytest.raises(LeakageError, match='same pixels on two sides: 1 .array 3 = array 58.'): array_dls(catalog, images=images, bs=8)
+    more = pd.concat([catalog.assign(copy=0), catalog[:4].assign(copy=1)])
+    for x in (images, np.concatenate([images, images[:4]])):
+        with pytest.raises(LeakageError, match='array 3 = array 58'): array_dls(more, images=x, bs=8)
+    arrays = dict(np.load(tmp_path/'a.npz'))
+    arrays['test_images'][6] = arrays['train_images'][3]
+    np.savez(tmp_path/'a.npz', **arrays)
+    with pytest.raises(LeakageError, match='a.npz#train/3 = a.npz#test/6'): array_dls(archive, bs=8)
+    assert len(array_dls(drop_leaks(archive), bs=8).catalogs['train'])==39
 
 
 @pytest.mark.parametrize('patient', [None, '', '  ', pd.NA])
 def test_a_split_by_patient_knows_its_patients(catalog, images, patient):
     some = catalog.assign(split_by='patient', patient=[f'{i:04d}' for i in range(58)] + [patient]*2)
-    with pytest.raises(LeakageError, match='patient of 2 of 60 images, the first is array 58'): array_dls(some, images=images, bs=8)
+    with pytest.raises(LeakageError, match='the patient of 2 of 60 images is unknown'): array_dls(some, images=images, bs=8)
     with pytest.raises(LeakageError, match='60 of 60'): array_dls(catalog.assign(split_by='patient'), images=images, bs=8)
     for by in ('image', 'official'): assert not said(lambda: array_dls(some.assign(split_by=by), images=images, bs=8))[1]
 

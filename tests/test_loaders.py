@@ -1,4 +1,5 @@
 "Batches: what a file becomes, what a seed decides, and what is refused."
+import os
 import pickle
 import random
 
@@ -9,9 +10,9 @@ import torch
 from PIL import Image
 
 from medfast.catalog import dmr_catalog
-from medfast.loaders import LoaderError, Thermogram, augmentations, folder_dls, read_image, study_dls
+from medfast.loaders import LoaderError, Thermogram, array_dls, augmentations, folder_dls, read_image, study_dls
 from medfast.settings import set_seeds
-from medfast.split import LeakageError, make_folders, split_catalog
+from medfast.split import LeakageError, drop_leaks, make_folders, split_catalog
 from medfast.thermogram import read_thermogram, to_image
 
 
@@ -224,9 +225,43 @@ def test_rows_without_patients_work(pictures):
 def test_patient_on_two_sides_is_accepted_only_where_the_split_says_by_image(pictures):
     pictures['patient'] = pd.array(['0001']*16, dtype='string')
     study_dls(pictures.assign(split_by='image'), size=16, bs=4)
-    with pytest.warns(UserWarning, match='1 of 1 patients'): study_dls(pictures.assign(split_by='official'), size=16, bs=4)
-    for c in (pictures.assign(split_by='patient'), pictures, pictures.assign(split_by=['image']*15 + [None])):
-        with pytest.raises(LeakageError): study_dls(c, size=16, bs=4)
+    for c in (pictures.assign(split_by='patient'), pictures, pictures.assign(split_by=['image']*15 + [None]), pictures.assign(split_by='official')):
+        with pytest.raises(LeakageError, match='same patient on two sides: 1 .0001.'): study_dls(c, size=16, bs=4)
+    with pytest.warns(UserWarning, match='same patient on two sides: 1 .*too good by as much'): study_dls(pictures.assign(split_by='official'), size=16, bs=4, leaks='warn')
+
+
+@pytest.mark.parametrize('ending,told', [('png', 'same bytes'), ('bmp', 'same pixels')])
+@pytest.mark.parametrize('by', ['patient', 'image', 'official'])
+def test_an_image_on_two_sides_is_refused_however_it_was_split(pictures, tmp_path, ending, told, by):
+    pictures['patient'] = pd.array([f'{i:04d}' for i in range(16)], dtype='string')
+    study_dls(pictures.assign(split_by=by), size=16, bs=4)
+    copy = tmp_path/f'copy.{ending}'
+    if ending=='png': copy.write_bytes((tmp_path/'00.png').read_bytes())
+    else: Image.open(tmp_path/'00.png').save(copy)
+    pictures.loc[15, 'path'] = str(copy)
+    for make in (study_dls, array_dls):
+        with pytest.raises(LeakageError, match=f'{told} on two sides: 1 .00.png = copy.{ending}.. drop_leaks'): make(pictures.assign(split_by=by), size=16, bs=4)
+        with pytest.warns(UserWarning, match=told): assert len(make(pictures.assign(split_by=by), size=16, bs=4, leaks='warn').loaders)==3
+        with pytest.raises(ValueError, match="leaks = 'ignore'"): make(pictures, size=16, bs=4, leaks='ignore')
+    clean = drop_leaks(pictures.assign(split_by=by))
+    assert len(study_dls(clean, size=16, bs=4).catalogs['train'])==7 and len(clean)==15
+
+
+def test_folders_of_an_official_split_are_no_exception(pictures, tmp_path):
+    for o in pictures.itertuples():
+        fn = tmp_path/'tree'/o.split/o.label/os.path.basename(o.path)
+        fn.parent.mkdir(parents=True, exist_ok=True)
+        fn.write_bytes(open(o.path, 'rb').read())
+    folder_dls(tmp_path/'tree', size=16, bs=4)
+    (tmp_path/'tree'/'test'/'Sick'/'again.png').write_bytes((tmp_path/'01.png').read_bytes())
+    with pytest.raises(LeakageError, match='again.png = 01.png'): folder_dls(tmp_path/'tree', size=16, bs=4)
+    with pytest.warns(UserWarning, match='same bytes'): folder_dls(tmp_path/'tree', size=16, bs=4, leaks='warn')
+
+
+def test_a_second_look_decodes_nothing(pictures, monkeypatch):
+    study_dls(pictures, size=16, bs=4)
+    monkeypatch.setattr('medfast.twins.read_pixels', lambda p: pytest.fail('decoded again'))
+    for seed in range(3): study_dls(pictures, size=16, bs=4, seed=seed)
 
 
 @pytest.mark.parametrize('spelling', ['dot', 'relative', 'link'])
@@ -281,7 +316,7 @@ def test_stats_are_those_of_the_training_pixels_as_numpy_counts_them(pictures):
 
 def test_stats_do_not_see_validation_or_test(pictures):
     one = study_dls(pictures, size=16, bs=4, stats='train').stats
-    for p in pictures.path[pictures.split!='train']: Image.new('L', (32, 24), 255).save(p)
+    for i,p in pictures.path[pictures.split!='train'].items(): Image.new('L', (32, 24), 240 + i).save(p)
     assert study_dls(pictures, size=16, bs=4, stats='train').stats==one
 
 
@@ -294,7 +329,7 @@ def test_all_parts_are_normalised_by_the_same_numbers(pictures):
 
 def test_equal_pixels_cannot_be_normalised(pictures):
     for p in pictures.path: Image.new('L', (32, 24), 90).save(p)
-    with pytest.raises(LoaderError, match='same value'): study_dls(pictures, size=16, bs=4, stats='train')
+    with pytest.raises(LoaderError, match='same value'): study_dls(pictures, size=16, bs=4, stats='train', leaks='warn')
 
 
 def test_loaders_say_what_they_are_made_of(pictures):
