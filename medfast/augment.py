@@ -155,7 +155,9 @@ def augmentations(
     unknown = [o for o in options if o not in known]
     if unknown: raise LoaderError(f'{kind} has no option {unknown[0]!r}; it has {", ".join(known)}. {_AUGMENTATIONS[kind].__doc__}')
     for name,value in options.items(): _check_option(name, value)
-    return _AUGMENTATIONS[kind](**options)
+    tfms = _AUGMENTATIONS[kind](**options)
+    for t in tfms: t.made = dict(kind=kind, options=options)
+    return tfms
 
 def augmentation_options(
     kind # As for `augmentations`

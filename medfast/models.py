@@ -132,8 +132,14 @@ def build_model(
         own = dict(custom_head=head) if isinstance(head, nn.Module) else {}
         model = (_published if arch in ARCHITECTURES else _of_timm)(arch, n_out, n_in, **own, **options)
         if head=='study': model[1] = _like_study(model[1], n_out, **options)
-    model.arch = arch
+    model.arch,model.made = arch,_made_with(arch, n_in, n_out, head, options)
     return model
+
+def _made_with(arch, n_in, n_out, head, options):
+    "What makes the same layers again, as plain data; None for a head that nobody here knows."
+    if isinstance(head, nn.Module) and not getattr(head, 'made', None): return None
+    head = None if arch in NETWORKS else head if isinstance(head, str) else head.made
+    return dict(arch=arch, n_in=int(n_in), n_out=int(n_out), head=head, options={k: v for k,v in options.items() if k!='init'})
 
 # %% ../nbs/api/08_models.ipynb #ba8cab70
 def _like_study(head, n_out, **options):

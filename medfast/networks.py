@@ -179,7 +179,12 @@ def build_network(
     if not maps or not rest or list(rest)[-1]!='out': raise ModelError(f"A network begins with rows that make maps and ends with 'out'. This is {table!r}.")
     body = Body(maps)
     body.n_in,body.size = n_in,(side if 'flat' in rest and 'mean' not in rest else (None, None))
-    return nn.Sequential(body, nn.Sequential(rest))
+    return _signed(nn.Sequential(body, nn.Sequential(rest)), arch='table', n_in=n_in, n_out=n_out, head=None, options=dict(table=table, size=size, bn=bn, bias=bias))
+
+def _signed(module, **made):
+    "The module, with what it was made with in `made`: plain data from which a bundle makes it again."
+    module.made = made
+    return module
 
 # %% ../nbs/api/08_networks.ipynb #a91a4ab2
 def n_parameters(
@@ -333,7 +338,7 @@ def study_head(
         nn.BatchNorm1d(512), nn.Dropout(ps), nn.Linear(512, n_out)]
     head = nn.Sequential(*([AdaptiveConcatPool2d(), Flatten()] if pool else []), *layers)
     apply_init(head, nn.init.kaiming_normal_)
-    return head
+    return _signed(head, kind='study', n_features=n_features, ps=ps, pool=pool)
 
 # %% ../nbs/api/08_networks.ipynb #a6e079a9
 def dense_head(
@@ -350,4 +355,5 @@ def dense_head(
     _check(_SHARE, ps=ps)
     hidden = [row for w in widths for row in [f'dense {w}'] + [f'dropout {ps}']*bool(ps)]
     rows = ['mean' if pool else 'flat'] + ['norm']*bn + [*hidden, 'out']
-    return nn.Sequential(_parts(rows, (n_features, None, None) if pool else (n_features,), n_out)[1])
+    head = nn.Sequential(_parts(rows, (n_features, None, None) if pool else (n_features,), n_out)[1])
+    return _signed(head, kind='dense', n_features=n_features, widths=widths, bn=bn, ps=ps, pool=pool)
