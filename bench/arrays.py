@@ -10,12 +10,12 @@ draws bars. The Learner has fastai's Adam, the bare loop torch's, both with rate
 """
 import argparse
 import sys
-import time
 from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
+from clock import spread, timed
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.transforms import IndexSplitter, Normalize
 from fastai.learner import Learner
@@ -106,17 +106,6 @@ def ways(o):
     return dict(bare=bare.epoch, array_dls=partial(epoch_of, arrays), torch_adam=partial(epoch_of, torch_adam), DataBlock=partial(epoch_of, block))
 
 
-def timed(f, o):
-    "Wall seconds, processor seconds and the result of `f()`."
-    wall,cpu = time.perf_counter(), time.process_time()
-    result = f()
-    if o.device != 'cpu': torch.cuda.synchronize()
-    return time.perf_counter() - wall, time.process_time() - cpu, result
-
-
-def spread(values): return f'{np.median(values):6.2f}  ({min(values):.2f} to {max(values):.2f})'
-
-
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name,value in dict(n=13940, bs=128, epochs=1, rounds=5, workers=0, threads=torch.get_num_threads()).items(): p.add_argument(f'--{name}', type=int, default=value)
@@ -126,7 +115,7 @@ def main():
     todo = ways(o)
     rounds = []
     for i in range(o.rounds + 1):  # the first one warms up
-        rounds.append({k: [timed(f, o) for _ in range(o.epochs)] for k,f in todo.items()})
+        rounds.append({k: [timed(f, o.device) for _ in range(o.epochs)] for k,f in todo.items()})
         sys.stdout.write(('warm-up: ' if i == 0 else f'round {i}: ') + ', '.join(f'{k} {np.mean([t for t,_,_ in ts]):.2f} s' for k,ts in rounds[-1].items()) + '\n')
         sys.stdout.flush()
     print(f'\n{o.n:,} arrays of 28 x 28, batches of {o.bs}, {o.threads} thread(s), {o.device}; median (range) of {o.rounds} rounds of {o.epochs} epoch(s)')

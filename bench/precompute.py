@@ -7,10 +7,9 @@ The ways: fastai's default (batch norm of the frozen body learns), batch norm at
 computed once (`learn.precomputed`, the computation included). The last two must end in heads that are equal bit for bit.
 """
 import argparse
-import time
 
-import numpy as np
 import torch
+from clock import spread, timed
 from fastai.callback.training import BnFreeze
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.learner import Learner
@@ -36,14 +35,6 @@ def learner(o, train_bn):
     return learn
 
 
-def timed(f, device):
-    "Wall seconds and processor seconds of `f()`."
-    wall,cpu = time.perf_counter(),time.process_time()
-    f()
-    if device != 'cpu': torch.cuda.synchronize()
-    return time.perf_counter() - wall, time.process_time() - cpu
-
-
 def features_once(learn, epochs):
     with learn.precomputed(): learn.fit(epochs, 1e-3)
 
@@ -59,9 +50,6 @@ def one_round(o):
     return times, same_head(rest, quick)
 
 
-def spread(values): return f'{np.median(values):8.2f}  ({min(values):.2f} to {max(values):.2f})'
-
-
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name,value in dict(images=96, size=224, bs=16, epochs=15, rounds=3, threads=torch.get_num_threads()).items(): p.add_argument(f'--{name}', type=int, default=value)
@@ -71,7 +59,7 @@ def main():
     rounds = []
     for i in range(o.rounds):
         rounds.append(one_round(o))
-        print(f'round {i + 1}: ' + ', '.join(f'{k} {w:.1f} s' for k,(w,_) in rounds[-1][0].items()) + f', heads equal: {rounds[-1][1]}', flush=True)
+        print(f'round {i + 1}: ' + ', '.join(f'{k} {w:.1f} s' for k,(w,*_) in rounds[-1][0].items()) + f', heads equal: {rounds[-1][1]}', flush=True)
     print(f'\nresnet18, {o.images} images of {o.size} px, batches of {o.bs}, {o.epochs} epochs, {o.threads} thread(s), {o.device}; median (range) of {o.rounds} rounds')
     for i,clock in enumerate(('wall', 'processor')):
         for k in rounds[0][0]: print(f'{clock:>9} seconds, {k:9}', spread([t[k][i] for t,_ in rounds]))

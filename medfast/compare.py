@@ -9,10 +9,13 @@ __all__ = ['STUDY_ARCHITECTURES', 'STUDY_PNEUMONIA', 'STUDY_RADIOGRAPHY', 'STUDY
 # %% ../nbs/api/13_compare.ipynb #21ab695f
 import json
 import re
+import warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
-from numbers import Integral, Real
+from itertools import combinations, product
+from numbers import Real
+from os.path import commonprefix
 
 # %% ../nbs/api/13_compare.ipynb #1e250ec5
 import matplotlib.pyplot as plt
@@ -20,11 +23,15 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from fastcore.foundation import L
-from scipy.stats import binomtest
-from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
-from .evaluate import SPLIT_BY_IMAGE, Predictions
+from scipy.stats import t as student
+from sklearn.metrics import precision_recall_fscore_support
+from .evaluate import SPLIT_BY_IMAGE, Predictions, evaluate, evaluate_seeds, mcnemar, paired_gain
 from .files import FilesError, RunFolder, sha256
+from .metrics import FEW, How, area, bca, curves, is_few, result_row, wilson_row
+from .pairs import paired as beside
 from .predictions import ensemble
+from .resume import differences, shown
+from .settings import is_whole
 from .split import split_hash
 from .stages import METRICS, Stage, check_stage, stage_loaders, train_stage
 
@@ -73,19 +80,19 @@ _all_ = ['METRICS']
 def _auc(preds):
     "Area under the ROC curve, of several classes the mean of those that can be told; nan where none can."
     classes = [1] if len(preds.classes) == 2 else range(len(preds.classes))
-    areas = [roc_auc_score(preds.targets == k, preds.probs[:, k]) for k in classes if 0 < (preds.targets == k).mean() < 1]
-    return float(np.mean(areas)) if areas else np.nan
+    areas = [area(*curves(preds.targets == k, preds.probs[:, k])(np.ones(len(preds)))) for k in classes]
+    return float(np.nanmean(areas)) if np.isfinite(areas).any() else np.nan
 
 # %% ../nbs/api/13_compare.ipynb #2130a74d
 def _measured(preds, level):
     "What a table says about one part of the data, by patient or by image."
     data = preds.by_patient() if level == 'patient' else preds
     right = data.predicted == data.targets
-    low,high = binomtest(int(right.sum()), len(right)).proportion_ci(method='wilson')
+    accuracy = wilson_row(right.sum(), len(right))
     precision,recall,f1,_ = precision_recall_fscore_support(data.targets, data.predicted, average='weighted', zero_division=0)
     loss = -np.log(data.probs[np.arange(len(data)), data.targets].clip(1e-7)).mean()
     never = [data.classes[i] for i in sorted(set(data.targets) - set(data.predicted))]
-    return {'accuracy': right.mean(), 'low': low, 'high': high, 'precision': precision, 'recall': recall, 'f1': f1, 'auc': _auc(data),
+    return {'accuracy': right.mean(), 'low': accuracy['low'], 'high': accuracy['high'], 'precision': precision, 'recall': recall, 'f1': f1, 'auc': _auc(data),
         'loss': loss, 'n': len(data), 'accuracy by image': (preds.predicted == preds.targets).mean(), 'images': len(preds), 'never predicted': '; '.join(never)}
 
 # %% ../nbs/api/13_compare.ipynb #003f87d7
@@ -105,9 +112,12 @@ def _chain(stages, **same):
 
 def _seeds(seeds):
     "Seeds as whole numbers, each once. Raises `CompareError`."
-    many = [seeds] if np.ndim(seeds) == 0 else list(seeds)
-    if many and all(isinstance(o, Integral) and not isinstance(o, bool) and 0 <= o < 2**32 for o in many): return tuple(dict.fromkeys(map(int, many)))
-    raise CompareError(f'seeds = {seeds!r}: give a whole number from 0 to 2**32 - 1, or a list of one or more of them.')
+    is_seed = lambda o: is_whole(o) and 0 <= o < 2**32
+    if is_seed(seeds): raise CompareError(f'seeds = {seeds}: one seed, or how many? Give whole numbers in a list: seeds=({seeds},) for the seed {seeds}'
+        + (f', seeds=range({seeds}) for {seeds} seeds.' if seeds > 1 else '.'))
+    many = [] if np.ndim(seeds) == 0 else list(seeds)
+    if many and all(map(is_seed, many)): return tuple(dict.fromkeys(map(int, many)))
+    raise CompareError(f'seeds = {shown(seeds)}: give a list of one or more whole numbers from 0 to 2**32 - 1, such as range(3).')
 
 def _unit(name, seed):
     "The name of a training's files."
@@ -136,7 +146,7 @@ def _card(dls):
     return dict(_seen(dls), split_by=how[0] if len(how) == 1 else 'unknown', level=level, why=why, test='test' in dls.catalogs, absent=absent)
 
 # %% ../nbs/api/13_compare.ipynb #923717c4
-_DRAWN = ('do', 'split_idx', 'order', 'cp_size', 'tl', 'final_size', 'orig_sz') # What a random transform remembers of its last draw, or says in other words
+_DRAWN = ('do', 'split_idx', 'order', 'cp_size', 'tl', 'final_size', 'orig_sz', 'made') # What a random transform remembers of its last draw, or says in other words
 
 def _told(o):
     "A transform, or what it is made of, in words: name and options."
@@ -157,10 +167,6 @@ def _sees(dls):
     return dict(bs=dls.bs, shape=list(x.shape[1:]), rows=len(dls.catalogs['train']), stats=stats, transforms=', '.join(tfms), valid=sha256(b''.join(o.tobytes() for o in (x, *y)))[:16])
 
 # %% ../nbs/api/13_compare.ipynb #1883746a
-def _differences(found, wanted):
-    "What differs between two plain descriptions, in words."
-    return [f'{k} {found.get(k)!r} instead of {wanted.get(k)!r}' for k in {**found, **wanted} if found.get(k) != wanted.get(k)]
-
 def _claimed(run):
     "What `run` holds, as it says itself: data, stages, loaders. Raises `CompareError` where it cannot say."
     try: found = dict(loaders={}) | run.load_json('comparison.json') if (run/'comparison.json').exists() else dict(data={}, stages={}, loaders={})
@@ -173,8 +179,8 @@ def _claimed(run):
 def _check_claim(run, found, card, stages):
     "Raise `CompareError` where `run` holds another comparison."
     known,both = found['stages'], [k for k in card if k in found['data']]
-    other = _differences({k: found['data'][k] for k in both}, {k: card[k] for k in both})
-    other += [f'stage {s.name!r}: {o}' for s in stages if s.name in known for o in _differences(known[s.name], s.definition)]
+    other = differences({k: found['data'][k] for k in both}, {k: card[k] for k in both})
+    other += [f'stage {s.name!r}: {o}' for s in stages if s.name in known for o in differences(known[s.name], s.definition)]
     if other: _refuse(run, other)
 
 def _refuse(run, other): raise CompareError(f'{run.path.name} holds another comparison: {"; ".join(other)}. Name another folder, or give the stage another name.')
@@ -199,9 +205,9 @@ class _Loaders:
         "Raise `CompareError` for another split than that of the first stage, or of the folder, and for other images under the same options."
         seen,sees = _seen(dls),_sees(dls)
         self.seen = self.seen or seen
-        if other := _differences(seen, self.seen): raise CompareError(f'Stage {stage.name!r} sees other data than the first stage: {"; ".join(other)}. All stages need the same split.')
-        other = _differences({k: self.held.get(k, v) for k,v in seen.items()}, seen)
-        if other := other or [f'loaders({_options(stage.loaders)}): {o}' for o in _differences(self.known.setdefault(key, sees), sees)]: _refuse(self.run, other)
+        if other := differences(seen, self.seen): raise CompareError(f'Stage {stage.name!r} sees other data than the first stage: {"; ".join(other)}. All stages need the same split.')
+        other = differences({k: self.held.get(k, v) for k,v in seen.items()}, seen)
+        if other := other or [f'loaders({_options(stage.loaders)}): {o}' for o in differences(self.known.setdefault(key, sees), sees)]: _refuse(self.run, other)
 
 # %% ../nbs/api/13_compare.ipynb #f71d3a8c
 @dataclass(eq=False, repr=False)
@@ -215,6 +221,7 @@ class Comparison:
     rows:pd.DataFrame = None # One row for each stage, seed and part, with all measures and facts
 
     def __repr__(self): return f'Comparison of {", ".join(self.stages)}; seeds {", ".join(map(str, self.seeds))}; by {self.data["level"]}'
+    def __str__(self): return _text(self)
     def _repr_html_(self): return _html(self)
 
 # %% ../nbs/api/13_compare.ipynb #8ace8e61
@@ -235,9 +242,7 @@ def _origin(self, stage, seed):
 def _once(preds, rows):
     "Predictions without those of repeated rows; `rows` are those of the catalog, in the same order."
     if 'copy' not in rows or not rows['copy'].fillna(0).any(): return preds
-    keep = np.flatnonzero(rows['copy'].fillna(0) == 0)
-    of = lambda o: None if o is None else [o[j] for j in keep]
-    return Predictions(preds.probs[keep], preds.targets[keep], preds.classes, of(preds.items), of(preds.patients), preds.split_by)
+    return preds.take(np.flatnonzero(rows['copy'].fillna(0) == 0))
 
 # %% ../nbs/api/13_compare.ipynb #055db818
 def _fitted(self, stage, seed):
@@ -291,7 +296,7 @@ def compare(
     dls,     # DataLoaders, or a function `make_dls(seed=..., **stage.loaders)`, such as partial(array_dls, catalog, bs=128)
     stages,  # `Stage` objects, from `cumulative` for example, or names of architectures
     run,     # `RunFolder` or path: trainings are kept there, and go on there after a stop
-    *, seeds=(42,),  # One training of each stage for each
+    *, seeds=(42,),  # A list of seeds, such as range(3): one training of each stage for each of them
     n_epoch=None,    # For architectures given by name: epochs of each
     lr_max=1e-3,     # For architectures given by name: largest learning rate
     pretrained=None  # For architectures given by name, as in `medical_learner`
@@ -337,17 +342,17 @@ def trainings(self:Comparison)->pd.DataFrame: # arch, weights, parameters, train
 # %% ../nbs/api/13_compare.ipynb #d7d71af1
 @patch(as_prop=True)
 def table(self:Comparison)->pd.DataFrame: # By stage and part; after each measure the printed one, where there is one; then what `trainings` tells
-    "Means over seeds, in the order of the stages and not of rank. low, high: the outermost limits of the seeds' intervals, none for the training part."
+    "Means over seeds, in the order of the stages and not of rank. outer low, outer high: the outermost limits of the seeds' intervals, none for the training part."
     by = self.rows.groupby(['stage', 'part'], sort=False)
     columns = {}
     for m in METRICS:
         columns[m] = by[m].mean()
         printed = pd.Series([self.stages[s].printed.get(p, {}).get(m, np.nan) for s,p in columns[m].index], columns[m].index, float)
         if printed.notna().any(): columns[f'printed {m}'] = printed
-        if m == 'accuracy': columns |= {'low': by.low.min(), 'high': by.high.max(), 'lowest seed': by[m].min(), 'highest seed': by[m].max()}
+        if m == 'accuracy': columns |= {'outer low': by.low.min(), 'outer high': by.high.max(), 'lowest seed': by[m].min(), 'highest seed': by[m].max()}
     table = pd.DataFrame(columns).assign(n=by.n.first(), seeds=by.seed.nunique())
     if self.data['level'] == 'patient': table = table.assign(**{'accuracy by image': by['accuracy by image'].mean(), 'images': by.images.first()})
-    table.loc[table.index.get_level_values('part') == 'train', ['low', 'high']] = np.nan
+    table.loc[table.index.get_level_values('part') == 'train', ['outer low', 'outer high']] = np.nan
     return table.join(self.trainings, on='stage')
 
 # %% ../nbs/api/13_compare.ipynb #cf4df8b7
@@ -357,11 +362,11 @@ def _how_split(data): return dict(image=f'{SPLIT_BY_IMAGE[0].upper()}{SPLIT_BY_I
 def notes(self:Comparison)->list: # Sentences
     "What has to be said beside the table."
     d,n = self.data, len(self.seeds)
-    auc = f'{d["classes"][1]} against {d["classes"][0]}' if len(d['classes']) == 2 else 'the plain mean of each class against the rest'
+    auc = f'{d["classes"][1]} (the positive class, being the last) against {d["classes"][0]}' if len(d['classes']) == 2 else 'the plain mean of each class against the rest'
     opened = self.run.state['test_openings']
     notes = [f'By {d["level"]}: {d["why"]}.', _how_split(d),
-        '1 seed: nobody knows how far another one would be.' if n == 1 else f'{n} seeds: means; lowest and highest are those of single seeds.',
-        f'low, high: 95 % (Wilson) of the accuracy{", the outermost of the seeds" if n > 1 else ""}. They cover which {d["level"]}s happened to be drawn'
+        '1 seed: nobody knows how far another one would be.' if n == 1 else f'{n} seeds: means; lowest and highest are those of single seeds. Limits over {d["level"]}s and seeds: intervals().',
+        f'outer low, outer high: 95 % (Wilson) of the accuracy{", the outermost of the seeds" if n > 1 else ""}. They cover which {d["level"]}s happened to be drawn'
         + (', as if images were independent' if d['level'] == 'image' else '') + '; not the choice of a stage, other seeds, other hospitals.',
         f'Precision, recall, F1: weighted by class size. AUC: {auc}.']
     notes += [f'AUC, {part}: without {", ".join(lacking)}, of which there is no {d["level"]}.' for part,lacking in d['absent'].items() if part in set(self.rows.part)]
@@ -372,13 +377,41 @@ def notes(self:Comparison)->list: # Sentences
     return notes + [f'Test part: opened once, for {opened[0]}.' if opened else 'Test part: sealed.' if d['test'] else 'There is no test part.']
 
 # %% ../nbs/api/13_compare.ipynb #a53e72e3
+_PARTS = dict(train='training', valid='validation', test='test')
+
+def _counts(table):
+    "How many of what each part holds, in a line: the same for all stages."
+    told = {c: table[c].groupby(level='part', sort=False).first() for c in ('n', 'images') if c in table}
+    return '; '.join(f'{c}: {", ".join(f"{v} {_PARTS[p]}" for p,v in o.items())}' for c,o in told.items()) + '.'
+
+def _alike(facts):
+    "`facts` without the columns that are equal for all of several stages, and a line that tells these."
+    same = [c for c in facts if len(facts) > 1 and facts[c].nunique(dropna=False) == 1]
+    told = [f'{c} {facts[c].iloc[0]}' for c in same if facts[c].iloc[0] != '']
+    return facts.drop(columns=same), f'All stages: {", ".join(told)}.' if told else ''
+
 def _html(self):
-    "The table, what the stages cost, and the notes."
+    "The table, what the stages cost, and the notes; what all rows have in common stands below them once."
     table,facts = self.table,self.trainings
-    hidden = [*facts, 'seeds'] + ['lowest seed', 'highest seed']*(len(self.seeds) == 1)
-    show = dict(float_format='{:.3f}'.format, na_rep='', border=0)
-    facts = facts.assign(seconds=facts.seconds.round(1).astype(str), parameters=facts.parameters.map('{:,}'.format), trainable=facts.trainable.map('{:,}'.format))
-    return table.drop(columns=hidden).to_html(**show) + facts.to_html(**show | dict(float_format='{:.0f}'.format)) + ''.join(f'<p>{escape(o)}</p>' for o in self.notes)
+    twice = [c for c in ('recall', 'printed recall') if c in table and table[c].round(9).equals(table[c.replace('recall', 'accuracy')].round(9).rename(c))]
+    hidden = [*facts, 'seeds', 'n', *twice] + ['images']*('images' in table) + ['lowest seed', 'highest seed']*(len(self.seeds) == 1)
+    facts,alike = _alike(facts.assign(seconds=facts.seconds.round(1).astype(str), parameters=facts.parameters.map('{:,}'.format), trainable=facts.trainable.map('{:,}'.format)))
+    show = dict(float_format=lambda v: f'{v:.3f}'.removeprefix('0'), na_rep='', border=0)
+    lines = [f'{_counts(table)} Recall, weighted by class size, is the accuracy.', alike, *self.notes]
+    return table.drop(columns=hidden).to_html(**show) + facts.to_html(**show) + ''.join(f'<p>{escape(o)}</p>' for o in lines if o)
+
+# %% ../nbs/api/13_compare.ipynb #6a963e97
+def _accuracies(self):
+    "Accuracy by part as text, in brackets the seeds' extremes; a row a stage."
+    several = len(self.seeds) > 1
+    told = {s: {_PARTS[p]: f'{r.accuracy:.3f}' + f' ({r["lowest seed"]:.3f} to {r["highest seed"]:.3f})'*several for p,r in own.droplevel('stage').iterrows()} for s,own in self.table.groupby(level='stage', sort=False)}
+    return pd.DataFrame.from_dict(told, orient='index').reindex(columns=[p for p in _PARTS.values() if any(p in o for o in told.values())]).fillna('')
+
+def _text(self):
+    "The accuracies, and what has to be said beside them, for a terminal."
+    if self.rows is None: return repr(self)
+    head = f'Accuracy by {self.data["level"]}{", mean (lowest to highest) of the seeds " + ", ".join(map(str, self.seeds)) if len(self.seeds) > 1 else f", seed {self.seeds[0]}"}'
+    return '\n'.join([head, _accuracies(self).to_string(), _counts(self.table), _how_split(self.data), self.notes[-1]])
 
 # %% ../nbs/api/13_compare.ipynb #bf3e3816
 def _stage(self, name, seed=None):
@@ -455,6 +488,18 @@ def plot_stages(
     ax.spines[['top', 'right']].set_visible(False)
     return ax
 
+# %% ../nbs/api/13_compare.ipynb #ee31c7cd
+def _kinds(self, names):
+    "Stage -> the kind of weights that it started from."
+    rows = self.rows[self.rows.stage.isin(names)]
+    return rows.groupby('stage', sort=False).weights.first().map(_kind).to_dict()
+
+def _check_weights(self, names):
+    "Raise `CompareError` for stages that started from different weights."
+    if len(set((kinds := _kinds(self, names)).values())) > 1:
+        raise CompareError('These rows started from different weights: ' + '; '.join(f'{s}: {k}' for s,k in kinds.items())
+            + '. Compare stages with the same kind of weights (pretrained=False, or stages=[...] to choose from), or read the rows without ranking them.')
+
 # %% ../nbs/api/13_compare.ipynb #f327dfa2
 @patch
 def best(self:Comparison,
@@ -468,11 +513,141 @@ def best(self:Comparison,
     if metric not in (*METRICS, 'accuracy by image'): raise CompareError(f'metric = {metric!r}: choose one of {", ".join(METRICS)}, accuracy by image.')
     names = [_stage(self, s)[0].name for s in stages or self.stages]
     rows = self.rows[(self.rows.part == part) & self.rows.stage.isin(names)]
-    if rows.weights.map(_kind).nunique() > 1:
-        raise CompareError('These rows started from different weights: ' + '; '.join(f'{s}: {_kind(w)}' for s,w in rows.groupby('stage', sort=False).weights.first().items())
-            + '. Compare stages with the same kind of weights (pretrained=False, or stages=[...] to choose from), or read the rows without ranking them.')
+    _check_weights(self, names)
     means = rows.groupby('stage', sort=False)[[metric, 'parameters']].mean()
     return means.sort_values([metric, 'parameters'], ascending=[metric == 'loss', True], kind='stable').index[0]
+
+# %% ../nbs/api/13_compare.ipynb #11eddaac
+def _counted(self, stage, part, seed):
+    "Predictions of one training as the table counts them: where it counts images, each is somebody of its own, named without the folder of all."
+    preds = self.predictions(stage, part, seed)
+    if self.data['level'] == 'patient': return preds
+    folder = len(commonprefix(preds.items).rpartition('/')[0])
+    return replace(preds, patients=[o[folder:] for o in preds.items])
+
+def _of_level(self, df):
+    "`df` with methods that speak of images where the table does."
+    if self.data['level'] == 'patient': return df
+    return df.assign(method=df.method.str.replace('patients', 'images') + f'; by image ({self.data["why"]}), as if images were independent')
+
+def _names(self, part, stages):
+    "Names of stages that can be judged on a part. Raises `CompareError`."
+    if part not in ('valid', 'test'): raise CompareError(f"part = {part!r}: choose 'valid' or 'test'. What a network says of its training images tells nothing of others, whatever the interval.")
+    there = set(self.rows.stage[self.rows.part == part])
+    if not there: self.predictions(next(iter(self.stages)), part)
+    return [_stage(self, s)[0].name for s in ([stages] if isinstance(stages, str) else stages or [o for o in self.stages if o in there])]
+
+# %% ../nbs/api/13_compare.ipynb #39b20cbc
+@patch
+def intervals(self:Comparison,
+    part='valid',                # 'valid' or, where it has been opened, 'test'
+    metrics=('accuracy', 'auc'), # Rows of `evaluate_seeds`
+    *, stages=None,              # Names of stages; None: all that were measured on that part
+    n_resamples=2000             # Of the bootstrap
+)->pd.DataFrame: # By stage and metric: value (mean over seeds), low, high, n; apart, seeds, seed sd, seed lowest, seed highest; method
+    "Limits over patients and seeds together, and the spread of the seeds by itself. One seed: over patients alone. Raises `CompareError`."
+    found = {name: _interval_rows(self, name, part, n_resamples) for name in _names(self, part, stages)}
+    known = next(iter(found.values())).index
+    if lost := [m for m in metrics if m not in known]: raise CompareError(f'metrics: there is no {lost[0]!r}. Choose of {", ".join(known)}.')
+    df = _of_level(self, pd.concat({name: o.loc[list(metrics)] for name,o in found.items()}, names=['stage']))
+    return df[[c for c in df if c != 'method'] + ['method']]
+
+def _interval_rows(self, name, part, n_resamples):
+    "All metrics of a stage: of several seeds by `evaluate_seeds`, of one by `evaluate`."
+    preds = [_counted(self, name, part, seed) for seed in self.seeds]
+    if len(preds) > 1: return evaluate_seeds(preds, n_resamples=n_resamples)
+    return evaluate(preds[0], n_resamples=n_resamples).assign(**{'seeds': 1, 'seed sd': np.nan, 'seed lowest': np.nan, 'seed highest': np.nan})
+
+# %% ../nbs/api/13_compare.ipynb #cf9dc9cc
+def _mean_gain(pairs, metric):
+    "A function of counts (resamples by patients): how much better the first of each pair is than the second, row beside row, on average."
+    if metric == 'accuracy':
+        more = sum((a.predicted == a.targets)*1 - (b.predicted == b.targets) for a,b in pairs) # whole numbers, so that equal resamples are equal
+        return lambda counts: counts @ more/(counts.sum(-1)*len(pairs))
+    ends = [[curves(a.targets == k, o.probs[:, k]) for o in (a, b)] for a,b in pairs for k in _judged(a)]
+    return lambda counts: np.mean([area(*p(counts)) - area(*q(counts)) for p,q in ends], axis=0)
+
+def _judged(preds):
+    "The classes that an AUC is about: of two the last, of several those that are there."
+    return [1] if len(preds.classes) == 2 else np.unique(preds.targets)
+
+# %% ../nbs/api/13_compare.ipynb #ba4d465e
+def _over_seeds(pairs, metric, rows, how):
+    "The mean gain over seeds from `pairs` of predictions and the `rows` of each seed: limits over patients and over seeds, squared and added."
+    value = np.mean([r.value for r in rows])
+    half = student.ppf((1 + how.confidence)/2, len(rows) - 1)*np.std([r.value for r in rows], ddof=1)/len(rows)**.5
+    low,high,method = _over_patients([beside(*o) for o in pairs], metric, rows, how)
+    low,high = max(value - np.hypot(value - min(low, value), half), -1), min(value + np.hypot(max(high, value) - value, half), 1)
+    return result_row(value, low, high, rows[0].n, f'{method}, Student t over {len(rows)} seeds, squared and added')
+
+def _over_patients(pairs, metric, rows, how):
+    "Limits of the mean gain of these very trainings, and how they were made; where patients are few, or nothing varies, the means of the seeds' limits."
+    first = pairs[0][0]
+    few = len(first) < FEW or metric == 'auc' and any(is_few(first.targets == k) for k in _judged(first))
+    low,high,_ = (np.nan,)*3 if few else bca(_mean_gain(pairs, metric), len(first), how)
+    if np.isfinite(low + high): return low, high, f'BCa bootstrap over {len(first)} patients, {how.n_resamples} resamples'
+    return *(np.mean([r[c] for r in rows]) for c in ('low', 'high')), 'mean limits of the seeds'
+
+# %% ../nbs/api/13_compare.ipynb #e6633701
+@patch
+def paired(self:Comparison,
+    a,               # Name of a stage
+    b,               # Name of the stage that it is compared with
+    part='valid',    # 'valid' or, where it has been opened for both, 'test'
+    *, n_resamples=2000 # Of the bootstrap
+)->pd.DataFrame:     # By metric and seed, and 'all' of several: value (a minus b), low, high, n, only_a, only_b (right alone), p, method
+    "Accuracy and AUC of one stage minus those of another, on the same patients. An interval that holds 0 shows no gain. Raises `CompareError`."
+    names,how = _names(self, part, [a, b]),How(n_resamples=n_resamples)
+    if a == b: raise CompareError(f'{a!r} is compared with itself: name two stages.')
+    _check_weights(self, names)
+    pairs = {seed: [_counted(self, o, part, seed) for o in names] for seed in self.seeds}
+    rows = {}
+    for metric in ('accuracy', 'auc'):
+        mine = {seed: _gain_of(pair, metric, n_resamples) for seed,pair in pairs.items()}
+        rows |= {(metric, seed): r for seed,r in mine.items()}
+        if len(mine) > 1: rows[metric, 'all'] = _over_seeds(pairs.values(), metric, list(mine.values()), how)
+    df = pd.DataFrame.from_dict(rows, orient='index').rename_axis(['metric', 'seed'])
+    return _of_level(self, df[['value', 'low', 'high', 'n', 'only_a', 'only_b', 'p', 'method']])
+
+def _gain_of(pair, metric, n_resamples):
+    "The gain of one seed, as a row."
+    return mcnemar(*pair).loc['accuracy'] if metric == 'accuracy' else paired_gain(*pair, n_resamples=n_resamples).loc['auc gain']
+
+# %% ../nbs/api/13_compare.ipynb #918ca7b4
+def _apart(self, part, names, n_resamples):
+    "The pairs of stages with the same kind of weights, the better one first, and the row of their gain in accuracy over patients and seeds."
+    preds,kinds,found = {s: [_counted(self, s, part, seed).by_patient() for seed in self.seeds] for s in names},_kinds(self, names),{}
+    for a,b in combinations(names, 2):
+        if kinds[a] != kinds[b]: continue
+        if sum(map(_right, preds[a])) < sum(map(_right, preds[b])): a,b = b,a
+        pairs = list(zip(preds[a], preds[b]))
+        rows = [mcnemar(*o).loc['accuracy'] for o in pairs]
+        found[a, b] = rows[0] if len(rows) == 1 else _over_seeds(pairs, 'accuracy', rows, How(n_resamples=n_resamples))
+    return found
+
+def _right(preds): return int((preds.predicted == preds.targets).sum())
+
+# %% ../nbs/api/13_compare.ipynb #dd3b8be9
+@patch
+def told_apart(self:Comparison,
+    part='valid', # 'valid' or, where it has been opened, 'test'
+    stages=None,  # Names of stages; None: all that were measured on that part
+    *, n_resamples=2000 # Of the bootstrap
+)->str:           # Sentences
+    "Which stages can be told from which, and which cannot, by the 95 % interval of the gain in accuracy on the same patients. Raises `CompareError`."
+    names = _names(self, part, stages)
+    found = _apart(self, part, names, n_resamples)
+    if not found: return 'There are no two stages with the same kind of weights to compare.'
+    clear = [f'{a} from {b} (+{r["value"]:.3f} [{r["low"]:.3f}, {r["high"]:.3f}])' for (a,b),r in found.items() if r['low'] > 0]
+    n,seeds = next(iter(found.values()))['n'], f'{len(self.seeds)} seed{"s"*(len(self.seeds) > 1)}'
+    said = [f'Accuracy on the {_PARTS[part]} part, {n} {self.data["level"]}s, {seeds}: of {len(found)} pair{"s"*(len(found) > 1)} of stages '
+        + (f'{len(clear)} can be told apart: {"; ".join(clear)}.' if clear else 'none can be told apart.')]
+    if clear and len(clear) < len(found): said.append('All others cannot.')
+    said.append('One seed: told apart are these trained networks. From other seeds the same stage may be told from itself.' if len(self.seeds) == 1
+        else 'Each pair by itself at 95 %: of equal stages up to one pair in twenty may be told apart, too.')
+    if self.data['level'] == 'image': said.append('As if images were independent.')
+    if len(set(_kinds(self, names).values())) > 1: said.append('Stages that started from different weights were not compared.')
+    return ' '.join(said)
 
 # %% ../nbs/api/13_compare.ipynb #61924bb2
 def _plan(self, chosen):
@@ -484,38 +659,40 @@ def _plan(self, chosen):
     return dict(chosen=names, seeds=list(self.seeds), why=f'{", ".join(names)}, {why}')
 
 def _open(self, plan):
-    "Note the look before it. An interrupted one goes on; a second one raises `CompareError`."
+    "Note the look before it, and give the plan of the look that counts. An interrupted one goes on, a repeated one is told so; another choice raises `CompareError`."
     opened = self.run.state['test_openings']
     before = self.run.load_json('test.json') if (self.run/'test.json').exists() else {}
-    same = not self.run.done('test') and len(opened) == 1 and [before.get(k) for k in ('chosen', 'seeds')] == [plan[k] for k in ('chosen', 'seeds')]
+    same = len(opened) == 1 and all(sorted(before.get(k, [])) == sorted(plan[k]) for k in ('chosen', 'seeds'))
     if opened and not same: raise CompareError(f'The test set of {self.run.path.name} has been opened: {"; ".join(opened)}. A second look would be a choice by the test set.')
-    if opened: return
+    if same and self.run.done('test'): warnings.warn(f'The test part was opened before, for {opened[0]}. This is what was found then; it is not opened again.', stacklevel=3)
+    if opened: return before
     self.run.save_json('test.json', plan)
     self.run.open_test(plan['why'])
+    return plan
 
-def _tested(self, stage, seed):
-    "Predictions of the test part: of a training, or of an ensemble from its members."
+def _tested(self, stage, seed, kept):
+    "Predictions of the test part: those in the folder if they are as they were written, else of the training, or of an ensemble from its members."
     fn = self.run/f'{_unit(stage.name, seed)}-test.csv'
-    if fn.exists(): return Predictions.load(fn)
-    if stage.members: return ensemble([_tested(self, self.stages[m], seed) for m in stage.members], stage.of)
+    if fn.is_file() and kept.get(fn.name) in (None, sha256(fn)): return Predictions.load(fn)
+    if stage.members: return ensemble([_tested(self, self.stages[m], seed, kept) for m in stage.members], stage.of)
     return _training(self, stage, seed, 'test')[1]['test']
 
 # %% ../nbs/api/13_compare.ipynb #6043b14a
 @patch
 def test_once(self:Comparison,
     chosen=None # Name of a stage, or several; None: `best()`
-):              # `Predictions` of one stage trained from one seed; else a dict: stage -> their list, one a seed
-    "Open the test set for the chosen stages and all seeds, and fill their rows. A second look raises `CompareError`; one that was interrupted goes on."
+)->dict:        # Stage -> seed -> `Predictions`
+    "Open the test set for the chosen stages and all seeds, and fill their rows. The same call again gives what was found; another choice raises `CompareError`."
     plan = _plan(self, chosen)
     _check_claim(self.run, _claimed(self.run), self.data, self.stages.values())
-    _open(self, plan)
-    found,measures = {},{}
-    for name in plan['chosen']:
-        found[name] = [_tested(self, self.stages[name], seed) for seed in self.seeds]
-        for seed,preds in zip(self.seeds, found[name]):
-            preds.save(self.run/f'{_unit(name, seed)}-test.csv')
-            measures[_unit(name, seed)] = _measured(preds, self.data['level'])
-    self.run.save_json('test.json', dict(plan, measures=measures))
+    plan = _open(self, plan)
+    found,files,measures = {name: {} for name in plan['chosen']},{},{}
+    for name,seed in product(found, self.seeds):
+        fn = f'{_unit(name, seed)}-test.csv'
+        preds = found[name][seed] = _tested(self, self.stages[name], seed, plan.get('files', {}))
+        preds.save(self.run/fn)
+        files[fn],measures[_unit(name, seed)] = sha256(self.run/fn), _measured(preds, self.data['level'])
+    self.run.save_json('test.json', dict(plan, measures=measures, files=files))
     self.run.mark('test')
     self.rows = _rows(self)
-    return found[name][0] if len(measures) == 1 else found
+    return found

@@ -55,10 +55,16 @@ def _average_rows(preds, averages, how):
 # %% ../nbs/api/06_evaluate.ipynb #a1c13345
 def _rows(data, k, threshold, how, prevalence):
     "All rows: of one class against the rest, or of several."
-    if k is not None: return two_class_rows(data.targets == k, data.probs[:, k], _called(data, k, threshold), how, prevalence)
+    if k is not None: return _named(two_class_rows(data.targets == k, data.probs[:, k], _called(data, k, threshold), how, prevalence), data.classes, k)
     if threshold != .5: decide(data, None, threshold)
     if prevalence is not None: raise PredictionsError(f'prevalence = {prevalence} is that of one class: name one of {", ".join(data.classes)} as positive.')
     return several_class_rows(data.targets, data.probs, data.classes, how)
+
+_OF_POSITIVE = ('sensitivity', 'specificity', 'ppv', 'npv', 'average precision') # Of two classes, what is another number for the other one
+
+def _named(rows, classes, k):
+    "`rows` that say for which class they hold."
+    return {m: r | dict(method=f'{r["method"]}; positive: {classes[k]}') if len(classes) > 2 or m in _OF_POSITIVE else r for m,r in rows.items()}
 
 def _called(data, k, threshold):
     "Who is called positive; of two classes, by the rule of `decide`."

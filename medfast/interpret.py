@@ -25,6 +25,7 @@ from PIL import Image, ImageOps
 from .archive import read_item, split_item
 from .evaluate import SPLIT_BY_IMAGE
 from .loaders import read_image
+from .networks import same_modes
 
 # %% ../nbs/api/12_interpret.ipynb #3ec0ddac
 class InterpretError(ValueError):
@@ -190,16 +191,6 @@ def most_confused(
     pairs['patients'] = pairs.patients.astype('Int64') if preds.patients else pd.NA
     return pairs[pairs.images >= min_count].sort_values('images', ascending=False, kind='stable').reset_index(drop=True)
 
-# %% ../nbs/api/12_interpret.ipynb #f4892f86
-@contextmanager
-def _at_rest(model):
-    "The model in evaluation mode; each module's own mode comes back."
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try: yield
-    finally:
-        for m,training in modes: m.training = training
-
 # %% ../nbs/api/12_interpret.ipynb #7def2b01
 @contextmanager
 def _hooked(modules, hook):
@@ -267,7 +258,8 @@ def grad_cam(
     x = x if x.ndim==4 else x[None]
     if len(x)!=1: raise InterpretError(f'x holds {len(x)} images; give one at a time.')
     device = next(model.parameters(), x).device
-    with _at_rest(model):
+    with same_modes(model):
+        model.eval()
         x = x.to(device)
         maps,slopes = _maps_and_slopes(model, _layer(model, layer, x), x, target)
     cam = (maps*slopes.mean((1, 2), keepdim=True)).sum(0).relu()
@@ -295,7 +287,7 @@ def plot_cam(
     classes = [str(o) for o in learn.dls.vocab]
     if target is not None and target not in classes: raise InterpretError(f'target = {target!r} is no class. Choose one of {", ".join(classes)}.')
     x,shown = _seen(learn.dls, item)
-    with _at_rest(learn.model), torch.no_grad(): p = learn.model(x).softmax(1)[0].tolist()
+    with same_modes(learn.model), torch.no_grad(): p = learn.model.eval()(x).softmax(1)[0].tolist()
     k = classes.index(target) if target else int(np.argmax(p))
     cam = grad_cam(learn, x, k, layer)
     fig,axes = plt.subplots(1, 2, figsize=(7.6, 3.4), layout='constrained')

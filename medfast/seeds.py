@@ -101,4 +101,5 @@ def evaluate_seeds(
     names = list(_statistics(datas[0], k, threshold))
     df = pd.DataFrame.from_dict({o: _seed_row(o, datas, k, threshold, how, few) | _spread(o, datas, k, threshold) for o in names}, orient='index')
     notes = ''.join(f'; {o}' for o in dict.fromkeys(n for o in given for n in notes_of(o, 'patient')))
-    return df.rename_axis('metric').assign(method=df.method + ('; macro average of one class against the rest' if k is None else '') + notes)
+    macro = ['; macro average of one class against the rest' if k is None and o not in ('accuracy', 'brier') else '' for o in df.index]
+    return df.rename_axis('metric').assign(method=df.method + macro + notes)

@@ -8,28 +8,29 @@ __all__ = ['METRICS', 'Training', 'StageError', 'Stage', 'cumulative', 'stage_lo
 # %% ../nbs/api/12_stages.ipynb #f905756d
 import inspect
 import json
+import sys
 import zlib
 from collections import namedtuple
 from contextlib import contextmanager, nullcontext
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from math import isfinite
-from numbers import Integral, Real
+from numbers import Real
 
 # %% ../nbs/api/12_stages.ipynb #ff47d4da
 from .augment import augmentations
 from .models import ARCHITECTURES, NETWORKS, build_model, medical_learner
-from .networks import dense_head
+from .networks import dense_head, n_parameters
 from .precompute import check_features, cut_head, precomputed
 from .predictions import predictions
-from .resume import fit_resumable, is_finished
+from .resume import fit_resumable, is_finished, shown
 from .schedule import EarlyStop, cycle_lengths
-from .settings import set_seeds
+from .settings import is_whole, set_seeds
 
 # %% ../nbs/api/12_stages.ipynb #88ff4315
 import torch
 from fastai.data.core import DataLoaders
-from fastcore.basics import patch
+from fastcore.basics import noop, patch
 
 # %% ../nbs/api/12_stages.ipynb #efcf7c7b
 class StageError(ValueError):
@@ -40,7 +41,7 @@ def _written(name, option, value):
     "A copy of `value` as JSON gives it back. Raises `StageError` for what JSON cannot write."
     try: return json.loads(json.dumps(value))
     except (TypeError, ValueError) as e:
-        raise StageError(f"Stage {name!r}: {option} = {value!r} is not plain data ({e}). Use numbers, texts, lists and dicts, such as augment=dict(kind='organ', p_erase=.5) "
+        raise StageError(f"Stage {name!r}: {option} = {shown(value)} is not plain data ({e}). Use numbers, texts, lists and dicts, such as augment=dict(kind='organ', p_erase=.5) "
             'or head=dict(widths=[100, 50]).') from None
 
 # %% ../nbs/api/12_stages.ipynb #43fd0f85
@@ -114,7 +115,7 @@ _OF_ALL = {
 
 # %% ../nbs/api/12_stages.ipynb #fc3d9fc3
 def _is_number(o): return isinstance(o, Real) and not isinstance(o, bool) and isfinite(o)
-def _is_count(o): return isinstance(o, Integral) and not isinstance(o, bool) and o > 0
+def _is_count(o): return is_whole(o) and o > 0
 def _are_rates(o): return all(_is_number(r) and r > 0 for r in (o if isinstance(o, list) else [o])) and (not isinstance(o, list) or len(o) == 2)
 
 def _epochs(schedule):
@@ -134,7 +135,7 @@ def _is_printed(o):
 def _check(s):
     "Raise `StageError` for an option that cannot be."
     for option,(rule,holds) in (_OF_ALL if s.members and isinstance(s.members, tuple) else _OF_ALL | _RULES).items():
-        if not holds(s): raise StageError(f'Stage {s.name!r}: {option} = {getattr(s, option)!r}; it must be {rule}.')
+        if not holds(s): raise StageError(f'Stage {s.name!r}: {option} = {shown(getattr(s, option))}; it must be {rule}.')
     if s.members and _chosen(s): raise StageError(f'Stage {s.name!r} is an ensemble: it trains nothing itself, so it takes no {", ".join(_chosen(s))}. Leave it out, or give the training a stage of its own.')
     if s.body == 'features' and s.loaders.get('augment'):
         raise StageError(f"Stage {s.name!r}: features are computed once, so a random augmentation would be frozen in one draw. Use body='frozen', or leave augment out.")
@@ -150,9 +151,9 @@ _OWN = ('members', 'of', 'start', 'printed', 'aside')
 
 def _step(step):
     "Name and changes of a step. Raises `StageError`."
-    if not isinstance(step, (tuple, list)) or len(step) != 2 or not isinstance(step[1], dict): raise StageError(f"step = {step!r}: give a name and a dict of changes, such as ('augmentation', dict(loaders=dict(augment='organ'))).")
+    if not isinstance(step, (tuple, list)) or len(step) != 2 or not isinstance(step[1], dict): raise StageError(f"step = {shown(step)}: give a name and a dict of changes, such as ('augmentation', dict(loaders=dict(augment='organ'))).")
     known = [f.name for f in fields(Stage) if f.name != 'name']
-    if strange := [k for k in step[1] if k not in known]: raise StageError(f'Stage {step[0]!r}: there is no option {strange[0]!r}. Choose of {", ".join(known)}.')
+    if strange := [k for k in step[1] if k not in known]: raise StageError(f'Stage {shown(step[0])}: there is no option {shown(strange[0])}. Choose of {", ".join(known)}.')
     return step
 
 def _merged(old, new):
@@ -213,7 +214,7 @@ def stage_loaders(
 # %% ../nbs/api/12_stages.ipynb #24458a41
 def _check_maker(stage, dls, options):
     "Raise `StageError` for what is no function that makes loaders, or one that does not know an option."
-    if not callable(dls): raise StageError(f'dls = {dls!r}: give DataLoaders, or a function that makes them, such as partial(study_dls, catalog, size=64, bs=16).')
+    if not callable(dls): raise StageError(f'dls = {shown(dls)}: give DataLoaders, or a function that makes them, such as partial(study_dls, catalog, size=64, bs=16).')
     try: inspect.signature(dls).bind(seed=0, **options)
     except TypeError as e: raise StageError(f'Stage {stage.name!r}: the function that makes loaders cannot be called with {", ".join(["seed", *options])} ({e}). Mend `loaders` of the stage, or the function.') from None
 
@@ -226,6 +227,7 @@ def _learner(stage, dls, seed):
         options['head'] = _head_for(stage.arch, dls, **options['head'])
     learn = medical_learner(dls, stage.arch, pretrained=stage.pretrained, seed=seed, freeze=stage.body != 'train', **options)
     learn.recorder.train_metrics = True
+    learn.logger = _titled(learn.logger, f'{stage.name}, seed {seed}')
     _rest(learn, stage.body)
     return learn
 
@@ -241,6 +243,18 @@ def _rest(learn, body):
     "Let the body learn, or a part of it, or nothing of it."
     if body == 'train': learn.unfreeze()
     else: learn.unfreeze_last(0 if body in ('frozen', 'features') else body)
+
+# %% ../nbs/api/12_stages.ipynb #057cc592
+def _titled(log, title):
+    "`log` with `title` before each of its lines; what writes nothing goes on to write nothing."
+    def told(row):
+        sys.stdout.write(f'{title}, ')
+        log(row)
+    return log if log is noop else told
+
+def _announce(stage, learn, path, seed):
+    "The name of a training above its bar, where there is one and something left to train."
+    if hasattr(learn, 'progress') and not is_finished(path): sys.stdout.write(f'{stage.name}, seed {seed}\n')
 
 # %% ../nbs/api/12_stages.ipynb #a5d8754d
 def _early_stop(options, learn):
@@ -276,6 +290,7 @@ def _order_seed(stage, seed):
 def _fit(stage, learn, path, seed, stop):
     "The history of a training, gone on with or loaded. Raises `StageError` for one that diverged."
     lr = slice(*stage.lr_max) if isinstance(stage.lr_max, list) else stage.lr_max
+    _announce(stage, learn, path, seed)
     history = learn.fit_resumable(stage.n_epoch, lr, path, seed=_order_seed(stage, seed), schedule=stage.schedule, cbs=stop)
     kept = stop[0].best_epoch if stop else len(history) - 1
     if kept is None or not isfinite(history.valid_loss[kept]):
@@ -339,7 +354,6 @@ def _plain_name(column): return column if column == 'valid_loss' else column.rem
 
 def _facts(stage, learn, history, stop):
     "What a table tells about a training besides its results."
-    count = lambda ps: sum(p.numel() for p in ps)
-    return dict(arch=stage.arch, weights=learn.weights, parameters=count(learn.model.parameters()),
-        trainable=count(p for p in learn.model.parameters() if p.requires_grad), epochs=len(history),
+    return dict(arch=stage.arch, weights=learn.weights, parameters=n_parameters(learn.model.parameters()),
+        trainable=n_parameters(p for p in learn.model.parameters() if p.requires_grad), epochs=len(history),
         best_epoch=stop[0].best_epoch + 1 if stop else None, seconds=round(float(history.time.sum()), 1))

@@ -1,7 +1,8 @@
-"What several test files share: real images where somebody has them, and a small simulated study."
+"What several test files share: real images where somebody has them, a small simulated study, predictions out of thin air."
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,3 +32,23 @@ def small_study(tmp_path_factory):
     "Eight simulated patients, two frames each."
     from medfast.simulate import simulate_study
     return simulate_study(tmp_path_factory.mktemp('study'), n_patients=8, n_frames=2)
+
+
+CLASSES = ['Healthy', 'Sick']
+
+
+def made(y, p, **kwargs):
+    "Predictions of a row a patient: truth `y`, probability `p` of Sick."
+    from medfast.table import Predictions
+    y = np.asarray(y)
+    kwargs = {'patients': [f'{i:04d}' for i in range(len(y))], 'split_by': 'patient', **kwargs}
+    return Predictions(np.stack([1 - p, p], 1), y.astype(int), CLASSES, [f'{i}.txt' for i in range(len(y))], **kwargs)
+
+
+def random_preds(seed, n=60, ties=False, shift=1., **kwargs):
+    "Predictions of `n` patients, two in five of them sick, some of both classes; `shift` tells how well they are told apart."
+    rng = np.random.default_rng(seed)
+    y = rng.random(n) < .4
+    y[:2] = True, False
+    p = 1 / (1 + np.exp(-rng.normal(size=n) - shift*(y - .5)))
+    return made(y, np.round(p, 1) if ties else p, **kwargs)

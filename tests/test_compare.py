@@ -1,8 +1,10 @@
 "Stages and comparisons: what is stopped goes on, what is sealed stays sealed, what would mislead is refused."
 import json
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from math import isclose, log, sqrt
 
@@ -10,21 +12,26 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT, random_preds
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
-from medfast.compare import (METRICS, STUDY_ARCHITECTURES, STUDY_ORGANS, STUDY_PNEUMONIA, STUDY_RADIOGRAPHY, CompareError, compare, plot_stages)
-from medfast.evaluate import SPLIT_BY_IMAGE, Predictions, evaluate, plot_confusion_matrix, plot_history, plot_roc
+from medfast.augment import augmentations
+from medfast.compare import METRICS, STUDY_ARCHITECTURES, STUDY_ORGANS, STUDY_PNEUMONIA, STUDY_RADIOGRAPHY, CompareError, Comparison, compare, plot_stages
+from medfast.evaluate import SPLIT_BY_IMAGE, Predictions, evaluate, evaluate_seeds, mcnemar, paired_gain, plot_confusion_matrix, plot_history, plot_roc
 from medfast.files import RunFolder
 from medfast.loaders import array_dls, study_dls
+from medfast.metrics import How
 from medfast.precompute import PrecomputeError
 from medfast.predictions import ensemble
 from medfast.resume import ResumeError
 from medfast.schedule import EarlyStop
+from medfast.simulate import simulate_chest
 from medfast.split import split_catalog, upsample_training
 from medfast.stages import Stage, StageError, check_stage, cumulative, stage_loaders, train_stage
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+from scipy.stats import bootstrap
 from sklearn.metrics import accuracy_score, f1_score, log_loss, precision_score, recall_score, roc_auc_score
 
 QUICK = dict(arch='mirror_cnn', n_epoch=2, lr_max=.01)
@@ -60,6 +67,16 @@ def two(make_dls, tmp_path_factory):
 
 
 def _two(): return cumulative(('slow', dict(QUICK, lr_max=1e-4)), ('fast', dict(lr_max=.02, n_epoch=4)), ('mean', dict(members=('slow', 'fast'))))
+def _dies_at_third(f):
+    "`f`, and Ctrl-C instead of its third call."
+    calls = []
+    def dies(*args):
+        calls.append(args)
+        if len(calls) == 3: raise KeyboardInterrupt
+        return f(*args)
+    return dies
+
+
 def _plain(table): return table.drop(columns='seconds').to_csv()
 
 
@@ -254,7 +271,7 @@ def test_each_image_meets_the_frozen_body_once_for_all_stages_seeds_and_sessions
     assert sum(passed) == n.train + n.valid
     found.test_once(['slow', 'fast', 'mean'])
     assert sum(passed) == len(by_patient) == n.sum()
-    for seed in (3, 1): later = compare(make_dls, HEADS, tmp_path/'run', seeds=seed)
+    for seed in (3, 1): later = compare(make_dls, HEADS, tmp_path/'run', seeds=(seed,))
     for part in ('train', 'valid', 'test'): assert later.predictions('fast', part).classes == ['left', 'middle', 'right']
     assert later.learner('fast').model[1] is not None and sum(passed) == len(by_patient)
 
@@ -310,7 +327,7 @@ def test_a_head_on_features_of_a_start_comes_back_on_its_own_body(make_dls, tmp_
         assert [(a == b).all() for a,b in zip(learn.model[0].state_dict().values(), full.model[0].state_dict().values())]
         assert np.allclose(learn.predictions(1).probs, found.predictions('head again').probs, atol=1e-6)
     full.model[1].load_state_dict(learn.model[1].state_dict())
-    assert np.allclose(found.test_once('head again').probs, full.predictions(2).probs, atol=1e-6)
+    assert np.allclose(found.test_once('head again')['head again'][42].probs, full.predictions(2).probs, atol=1e-6)
 
 
 def test_a_head_on_features_of_a_start_that_is_killed_goes_on_to_the_same_bits(make_dls, tmp_path, monkeypatch):
@@ -350,12 +367,19 @@ def test_a_stage_with_a_start_is_named_by_the_weights_it_began_with(make_dls, im
 
 # A comparison
 
+def test_what_rests_is_not_trainable(make_dls, tmp_path):
+    found = compare(make_dls, [Stage('all', **QUICK), Stage('head', body='frozen', **QUICK), Stage('once', body='features', **QUICK)], tmp_path/'run')
+    head = sum(o.numel() for o in found.learner('all').model[1].parameters())
+    assert found.trainings.trainable.tolist() == [found.trainings.parameters['all'], head, head] and found.trainings.parameters.nunique() == 1 and head < found.trainings.parameters['all']
+
+
 def test_the_table_holds_means_and_the_extremes_of_the_seeds(two):
     own = two.rows.query('stage == "fast" and part == "valid"')
     row = two.table.loc[('fast', 'valid')]
     for m in METRICS: assert np.isclose(row[m], own[m].mean())
-    assert [row['lowest seed'], row['highest seed'], row.low, row.high] == [own.accuracy.min(), own.accuracy.max(), own.low.min(), own.high.max()]
+    assert [row['lowest seed'], row['highest seed'], row['outer low'], row['outer high']] == [own.accuracy.min(), own.accuracy.max(), own.low.min(), own.high.max()]
     assert two.table.index.get_level_values('part').unique().tolist() == ['train', 'valid']
+    assert two.table[['outer low', 'outer high']].notna().all(axis=1).tolist() == [False, True]*3
 
 
 def test_measures_are_those_of_evaluate(two):
@@ -466,13 +490,8 @@ def test_an_ensemble_is_the_mean_of_its_members_seed_by_seed(two):
 
 def test_a_comparison_that_is_killed_between_and_within_trainings_ends_in_the_same_table(two, make_dls, tmp_path, monkeypatch):
     import medfast.compare as module
-    whole,calls = module._do,[]
-    def dies_between(self, stage, seed):
-        calls.append(stage.name)
-        if len(calls) == 3: raise KeyboardInterrupt
-        return whole(self, stage, seed)
     with monkeypatch.context() as m:
-        m.setattr(module, '_do', dies_between)
+        m.setattr(module, '_do', _dies_at_third(module._do))
         with pytest.raises(KeyboardInterrupt): compare(make_dls, _two(), tmp_path/'run', seeds=(1, 2))
     with monkeypatch.context() as m:
         m.setattr('medfast.resume.Checkpoint.before_validate', _ctrl_c(2), raising=False)
@@ -540,7 +559,7 @@ def test_another_split_in_the_same_folder_is_refused(two, pictures):
     with pytest.raises(CompareError, match='split'): compare(study_dls(other, size=24, bs=8, device='cpu'), _two(), two.run, seeds=(1, 2))
 
 
-@pytest.mark.parametrize('change, what', [(dict(augment='thermogram'), 'transforms '), (dict(stats=None), 'stats '), (dict(size=20), 'shape '), (dict(bs=4), 'bs '), (dict(augment=dict(kind='thermogram', max_rotate=3)), 'transforms .*max_deg=3')])
+@pytest.mark.parametrize('change, what', [(dict(augment='thermogram'), 'transforms '), (dict(stats=None), 'stats '), (dict(size=20), 'shape '), (dict(bs=4), 'bs '), (dict(augment=dict(kind='thermogram', max_rotate=3)), 'transforms .FixedScale, Normalize. instead of .Affine')])
 def test_loaders_that_give_something_else_are_refused(two, by_patient, tmp_path, change, what):
     shutil.copytree(two.run.path, tmp_path/'run')
     with pytest.raises(CompareError, match=what): compare(partial(study_dls, by_patient, **dict(size=24, bs=8, device='cpu') | change), _two(), tmp_path/'run', seeds=(1, 2))
@@ -551,8 +570,13 @@ def test_repeated_rows_and_other_pixels_are_other_data(pictures, by_patient, tmp
     own = partial(array_dls, size=24, bs=8, stats=None, device='cpu')
     compare(partial(own, few), ['mirror_cnn'], tmp_path/'run', n_epoch=1)
     with pytest.raises(CompareError, match='rows .* instead of'): compare(partial(own, upsample_training(few)), ['mirror_cnn'], tmp_path/'run', n_epoch=1)
-    dark = np.zeros((len(few), 24, 24), np.uint8) + np.arange(24, dtype=np.uint8)
+    dark = np.random.default_rng(0).integers(0, 30, (len(few), 24, 24), dtype=np.uint8)
     with pytest.raises(CompareError, match="loaders\\(\\): valid '"): compare(partial(own, few, images=dark), ['mirror_cnn'], tmp_path/'run', n_epoch=1)
+
+
+def test_of_long_descriptions_the_place_where_they_part_is_told(make_dls, by_patient, tmp_path):
+    compare(make_dls(augment='thermogram'), ['mirror_cnn'], tmp_path/'run', n_epoch=1)
+    with pytest.raises(CompareError, match=r'transforms .{0,60}max_deg=10.{0,160} instead of .{0,60}max_deg=3'): compare(make_dls(augment=augmentations('thermogram', max_rotate=3)), ['mirror_cnn'], tmp_path/'run', n_epoch=1)
 
 
 def test_what_a_transform_drew_last_is_no_other_data(make_dls, tmp_path):
@@ -613,7 +637,14 @@ def test_seeds_that_are_none_are_refused(make_dls, tmp_path, seeds):
     assert not (tmp_path/'run').exists()
 
 
-@pytest.mark.parametrize('seeds, told', [(np.int64(3), (3,)), (np.arange(2), (0, 1)), (range(2), (0, 1)), ([1, 1, 2], (1, 2))])
+@pytest.mark.parametrize('seeds', [2, 0, np.int64(3)])
+def test_one_number_for_seeds_is_refused_because_it_may_mean_two_things(make_dls, tmp_path, seeds):
+    ways = f'for the seed 2, seeds=range(2) for 2 seeds' if seeds == 2 else f'for the seed {seeds}'
+    with pytest.raises(CompareError) as e: compare(make_dls, _two(), tmp_path/'run', seeds=seeds)
+    assert f'seeds=({seeds},) {ways}' in str(e.value) and not (tmp_path/'run').exists()
+
+
+@pytest.mark.parametrize('seeds, told', [([np.int64(3)], (3,)), (np.arange(2), (0, 1)), (range(2), (0, 1)), ([1, 1, 2], (1, 2))])
 def test_seeds_may_be_of_numpy(make_dls, tmp_path, seeds, told):
     found = compare(make_dls, [Stage('s', 'mirror_cnn', 1)], tmp_path/'run', seeds=seeds)
     assert found.seeds == told and [type(o) for o in found.seeds] == [int]*len(told)
@@ -704,46 +735,85 @@ def test_of_equals_the_smaller_one_and_of_losses_the_smallest(two):
     finally: two.rows = rows
 
 
-def test_one_stage_and_one_seed_give_predictions_and_fill_one_row(make_dls, tmp_path):
-    found = compare(make_dls, _two(), tmp_path/'run', seeds=7)
-    preds = found.test_once('mean')
-    assert isinstance(preds, Predictions) and found.run.test_openings == 1
+def test_one_stage_and_one_seed_fill_one_row(make_dls, tmp_path):
+    found = compare(make_dls, _two(), tmp_path/'run', seeds=(7,))
+    (name, by_seed), = found.test_once('mean').items()
+    (seed, preds), = by_seed.items()
+    assert (name, seed, found.run.test_openings) == ('mean', 7, 1)
     assert found.table.xs('test', level='part').index.tolist() == ['mean']
     assert (found.predictions('mean', 'test').probs == preds.probs).all()
     with pytest.raises(CompareError, match='opened for other stages'): found.predictions('slow', 'test')
-    with pytest.raises(CompareError, match='has been opened'): found.test_once('mean')
-    later = compare(make_dls, _two(), tmp_path/'run', seeds=7)
+    with pytest.raises(CompareError, match='has been opened: mean, named before the look'): found.test_once('slow')
+    later = compare(make_dls, _two(), tmp_path/'run', seeds=(7,))
     assert _plain(later.table) == _plain(found.table)
-    with pytest.raises(CompareError, match='has been opened'): later.test_once()
+    with pytest.raises(CompareError, match='has been opened'): later.test_once(['slow', 'mean'])
+
+
+@pytest.fixture(scope='module')
+def opened(two, make_dls, tmp_path_factory):
+    "The comparison of two stages, opened for both, the first time."
+    folder = tmp_path_factory.mktemp('opened')/'run'
+    shutil.copytree(two.run.path, folder)
+    found = compare(make_dls, _two(), folder, seeds=(1, 2))
+    return found,found.test_once(['slow', 'mean'])
+
+
+def _same_found(a, b): return [(s, seed) for s in a for seed in a[s]] == [(s, seed) for s in b for seed in b[s]] and all((a[s][seed].probs == b[s][seed].probs).all() for s in a for seed in a[s])
+
+
+def test_the_same_look_again_finds_the_same_and_opens_nothing(opened, make_dls, monkeypatch, recwarn):
+    found,first = opened
+    table = _plain(found.table)
+    assert not recwarn and found.run.test_openings == 1
+    monkeypatch.setattr('medfast.compare.train_stage', None)
+    for chosen in (['slow', 'mean'], ['mean', 'slow']):
+        with pytest.warns(UserWarning, match='opened before, for slow, mean, named before the look. This is what was found then; it is not opened again'): again = found.test_once(chosen)
+        assert _same_found(again, first)
+    later = compare(make_dls, _two(), found.run.path, seeds=(2, 1))
+    with pytest.warns(UserWarning, match='opened before'): assert _same_found({s: dict(sorted(o.items())) for s,o in later.test_once(['slow', 'mean']).items()}, first)
+    assert found.run.test_openings == 1 and _plain(found.table) == table
+    with pytest.raises(CompareError, match='has been opened'): compare(make_dls, _two(), found.run.path, seeds=(1,)).test_once(['slow', 'mean'])
+
+
+@pytest.mark.parametrize('damage', ['gone', 'half', 'other'])
+def test_a_look_that_lost_a_file_finds_it_again_from_the_finished_training(opened, make_dls, tmp_path, monkeypatch, damage):
+    found,first = opened
+    shutil.copytree(found.run.path, tmp_path/'run')
+    fn = tmp_path/'run/slow-seed2-test.csv'
+    whole = fn.read_text()
+    lines = whole.split('\n')
+    if damage == 'gone': fn.unlink()
+    else: fn.write_text('\n'.join(lines[:4] if damage == 'half' else lines[:1] + lines[2:]))
+    monkeypatch.setattr('medfast.resume.Checkpoint.before_fit', lambda self: 1/0)
+    later = compare(make_dls, _two(), tmp_path/'run', seeds=(1, 2))
+    with pytest.warns(UserWarning, match='opened before'): assert _same_found(later.test_once(['slow', 'mean']), first)
+    assert fn.read_text() == whole and later.run.test_openings == 1
 
 
 def test_an_interrupted_look_goes_on_for_the_same_stages_only(make_dls, tmp_path, monkeypatch):
     import medfast.compare as module
-    found,whole,calls = compare(make_dls, _two(), tmp_path/'run', seeds=(1, 2)),module._tested,[]
-    def dies(self, stage, seed):
-        calls.append(stage.name)
-        if len(calls) == 3: raise KeyboardInterrupt
-        return whole(self, stage, seed)
+    found = compare(make_dls, _two(), tmp_path/'run', seeds=(1, 2))
     with monkeypatch.context() as m:
-        m.setattr(module, '_tested', dies)
+        m.setattr(module, '_tested', _dies_at_third(module._tested))
         with pytest.raises(KeyboardInterrupt): found.test_once(['slow', 'fast'])
     assert found.run.test_openings == 1 and 'test' not in found.table.index.get_level_values('part')
     with pytest.raises(CompareError, match='sealed'): found.predictions('slow', 'test')
     with pytest.raises(CompareError, match='has been opened'): found.test_once('slow')
-    assert set(found.test_once(['slow', 'fast'])) == {'slow', 'fast'}
+    again = found.test_once(['slow', 'fast'])
+    assert {s: list(o) for s,o in again.items()} == dict(slow=[1, 2], fast=[1, 2])
     assert found.run.test_openings == 1
 
 
 def test_test_predictions_are_those_of_the_trained_network(make_dls, tmp_path):
     found = compare(make_dls, _two()[:2], tmp_path/'run')
-    preds = found.test_once('fast')
+    preds = found.test_once('fast')['fast'][42]
     assert np.allclose(preds.probs, found.learner('fast').predictions(2).probs)
     assert set(preds.items).isdisjoint(found.predictions('fast', 'train').items)
 
 
 def test_an_ensemble_meets_the_test_part_seed_by_seed_and_its_members_stay_sealed(make_dls, tmp_path):
     found = compare(make_dls, _two(), tmp_path/'run', seeds=(1, 2))
-    for seed,preds in zip((1, 2), found.test_once(['mean'])['mean']):
+    for seed,preds in found.test_once(['mean'])['mean'].items():
         assert np.allclose(preds.probs, ensemble([found.learner(s, seed).predictions(2) for s in ('slow', 'fast')]).probs)
     with pytest.raises(CompareError, match='opened for other stages'): found.predictions('slow', 'test', 2)
 
@@ -812,3 +882,221 @@ def test_nothing_in_the_line_from_stage_to_stage_overlaps(two, make_dls, tmp_pat
     inside = ax.figure.bbox
     assert all(inside.x0 <= b.x0 and b.x1 <= inside.x1 and inside.y0 <= b.y0 and b.y1 <= inside.y1 for b in boxes)
     plt.close('all')
+
+
+# Intervals, pairs, and which stages differ
+
+def _written(folder, preds, level='patient', weights='random', classes=('Healthy', 'Sick')):
+    "A comparison whose predictions of the validation part are written by hand: name -> list, one a seed."
+    run,seeds = RunFolder(folder),tuple(range(1, 1 + len(next(iter(preds.values())))))
+    for name,own in preds.items():
+        for seed,o in zip(seeds, own): o.save(run/f'{name}-seed{seed}-valid.csv')
+    weights = weights if isinstance(weights, dict) else dict.fromkeys(preds, weights)
+    rows = pd.DataFrame([dict(stage=s, seed=seed, part='valid', weights=weights[s]) for s in preds for seed in seeds])
+    why = 'the mean probability of their images' if level == 'patient' else 'patients unknown'
+    return Comparison(None, run, {s: Stage(s, **QUICK) for s in preds}, seeds, dict(level=level, why=why, classes=list(classes), split_by='patient', test=True, absent={}), rows)
+
+
+def _reseeded(shift, seeds=(0, 1, 2), n=80):
+    "The same patients for all seeds and shifts; each seed sees them with other errors."
+    truth = random_preds(0, n).targets
+    rng = np.random.default_rng(round(100*shift))
+    own = rng.normal(size=n)
+    p = [1/(1 + np.exp(-shift*(truth - .5) - own - rng.normal(size=n)*.5)) for _ in seeds]
+    return [replace(random_preds(0, n), probs=np.stack([1 - o, o], 1)) for o in p]
+
+
+def test_intervals_over_seeds_are_those_of_evaluate_seeds(tmp_path):
+    preds = dict(weak=_reseeded(1.), strong=_reseeded(4.))
+    told = _written(tmp_path/'run', preds).intervals(metrics=('auc', 'sensitivity', 'brier'), n_resamples=200)
+    assert told.index.tolist() == [(s, m) for s in preds for m in ('auc', 'sensitivity', 'brier')]
+    for s in preds: pd.testing.assert_frame_equal(told.loc[s][(want := evaluate_seeds(preds[s], n_resamples=200).loc[['auc', 'sensitivity', 'brier']]).columns], want, check_exact=True)
+    assert (told['seed lowest'] < told.value).all() and (told.value < told['seed highest']).all() and (told.low < told['seed lowest']).all()
+
+
+def test_the_interval_of_one_seed_is_that_of_evaluate(tmp_path):
+    preds = dict(only=_reseeded(2., seeds=[0]))
+    told = _written(tmp_path/'run', preds).intervals(n_resamples=200).loc['only']
+    want = evaluate(preds['only'][0], n_resamples=200).loc[['accuracy', 'auc']]
+    pd.testing.assert_frame_equal(told[want.columns], want)
+    assert told.seeds.tolist() == [1, 1] and told['seed sd'].isna().all()
+
+
+def test_where_images_are_counted_intervals_count_images_and_say_so(tmp_path):
+    unknown = [replace(o, patients=None, split_by='image') for o in _reseeded(2.)]
+    found = _written(tmp_path/'run', dict(a=unknown, b=[replace(o, patients=None, split_by='image') for o in _reseeded(1.)]), level='image')
+    told = found.intervals(n_resamples=200)
+    want = evaluate_seeds(_reseeded(2.), n_resamples=200)
+    assert told.loc[('a', 'auc'), ['value', 'low', 'high']].tolist() == want.loc['auc', ['value', 'low', 'high']].tolist()
+    for df in (told, found.paired('a', 'b', n_resamples=200)):
+        assert df.method.str.contains('as if images were independent').all() and not df.method.str.contains('patients(?! unknown)').any() and df.method.str.contains(SPLIT_BY_IMAGE).any()
+    assert 'As if images were independent.' in found.told_apart() and '80 images' in found.told_apart()
+
+
+def test_images_that_lie_in_another_folder_are_the_same_images(tmp_path):
+    def at(folder, preds): return [replace(o, patients=None, items=[f'{folder}/{i}' for i in o.items]) for o in preds]
+    moved = _written(tmp_path/'moved', dict(a=at('/here/x', _reseeded(3.)), b=at('/there/y/z', _reseeded(1.))), level='image')
+    still = _written(tmp_path/'still', dict(a=at('.', _reseeded(3.)), b=at('.', _reseeded(1.))), level='image')
+    pd.testing.assert_frame_equal(moved.paired('a', 'b', n_resamples=100), still.paired('a', 'b', n_resamples=100))
+    assert moved.told_apart(n_resamples=100) == still.told_apart(n_resamples=100)
+
+
+def test_intervals_of_a_trained_comparison_and_of_its_test_part(two, make_dls, tmp_path):
+    told = two.intervals()
+    assert np.allclose(told.value.xs('accuracy', level='metric'), two.table.accuracy.xs('valid', level='part')) and np.allclose(told.value.xs('auc', level='metric'), two.table.auc.xs('valid', level='part'))
+    assert told['seed lowest']['fast', 'accuracy'] == two.table['lowest seed']['fast', 'valid']
+    with pytest.raises(CompareError, match='is sealed'): two.intervals('test')
+    with pytest.raises(CompareError, match="part = 'train': choose 'valid' or 'test'"): two.intervals('train')
+    with pytest.raises(CompareError, match="no 'acuracy'. Choose of"): two.intervals(metrics=['acuracy'])
+    shutil.copytree(two.run.path, tmp_path/'run')
+    found = compare(make_dls, _two(), tmp_path/'run', seeds=(1, 2))
+    tested = found.test_once(['slow', 'fast'])
+    told = found.intervals('test', stages='fast', n_resamples=200)
+    assert told.loc[('fast', 'auc'), 'low'] == evaluate_seeds(tested['fast'], n_resamples=200).low['auc'] and found.intervals('test').index.get_level_values('stage').unique().tolist() == ['slow', 'fast']
+    with pytest.raises(CompareError, match='opened for other stages'): found.intervals('test', stages=['mean'])
+    with pytest.raises(CompareError, match='opened for other stages'): found.paired('mean', 'slow', 'test')
+    assert found.paired('fast', 'slow', 'test').loc[('auc', 2), 'value'] == paired_gain(tested['fast'][2], tested['slow'][2]).value['auc gain']
+
+
+def test_pairs_of_each_seed_are_those_of_mcnemar_and_paired_gain(tmp_path):
+    preds = dict(weak=_reseeded(1.), strong=_reseeded(4.))
+    told = _written(tmp_path/'run', preds).paired('strong', 'weak', n_resamples=200)
+    assert told.index.tolist() == [(m, s) for m in ('accuracy', 'auc') for s in (1, 2, 3, 'all')]
+    for seed,a,b in zip((1, 2, 3), preds['strong'], preds['weak']):
+        assert told.loc[('accuracy', seed)].tolist() == mcnemar(a, b).loc['accuracy', told.columns].tolist()
+        assert told.loc[('auc', seed), ['value', 'low', 'high', 'n']].tolist() == paired_gain(a, b, n_resamples=200).loc['auc gain', ['value', 'low', 'high', 'n']].tolist()
+    assert told.loc[('accuracy', 'all'), 'value'] == pytest.approx(told.value['accuracy'][:3].mean()) and told.loc[('accuracy', 1), 'only_a'] > told.loc[('accuracy', 1), 'only_b']
+
+
+def _student(each, confidence=.95):
+    from scipy.stats import t
+    return t.ppf((1 + confidence)/2, len(each) - 1)*np.std(each, ddof=1)/sqrt(len(each))
+
+
+@pytest.mark.parametrize('metric', ['accuracy', 'auc'])
+def test_the_gain_over_seeds_adds_the_plain_bootstrap_of_patients_and_student_over_seeds(metric):
+    from medfast.compare import _gain_of, _over_seeds
+    pairs = list(zip(_reseeded(3.), _reseeded(2.)))
+    y = pairs[0][0].targets
+    score = (lambda o, i: ((o.probs[i, 1] >= .5) == y[i]).mean()) if metric == 'accuracy' else (lambda o, i: roc_auc_score(y[i], o.probs[i, 1]))
+    right = sum((a.predicted == y)*1 - (b.predicted == y) for a,b in pairs)
+    areas = lambda i: np.mean([score(a, i.astype(int)) - score(b, i.astype(int)) for a,b in pairs])
+    plain = areas if metric == 'auc' else lambda i: right[i.astype(int)].sum()/240
+    low,high = bootstrap((np.arange(80),), plain, n_resamples=100, vectorized=False, method='BCa', rng=np.random.default_rng(0)).confidence_interval
+    value,half = plain(np.arange(80)),_student([score(a, np.arange(80)) - score(b, np.arange(80)) for a,b in pairs])
+    got = _over_seeds(pairs, metric, [_gain_of(o, metric, 100) for o in pairs], How(n_resamples=100))
+    np.testing.assert_allclose([got['value'], got['low'], got['high']], [value, value - np.hypot(value - low, half), value + np.hypot(high - value, half)], atol=1e-12)
+    assert got['n'] == 80 and got['method'] == 'BCa bootstrap over 80 patients, 100 resamples, Student t over 3 seeds, squared and added'
+
+
+def test_rows_of_other_order_are_joined_by_patient():
+    from medfast.compare import _gain_of, _over_seeds
+    pairs = list(zip(_reseeded(3.), _reseeded(2.)))
+    turned = [(a, b.take(np.arange(80)[::-1])) for a,b in pairs]
+    for metric in ('accuracy', 'auc'):
+        one,two = (_over_seeds(o, metric, [_gain_of(p, metric, 100) for p in o], How(n_resamples=100)) for o in (pairs, turned))
+        assert one == two
+
+
+def test_of_several_classes_the_gain_is_the_macro_average(two):
+    told = two.paired('fast', 'slow')
+    area = lambda s, seed: roc_auc_score((o := two.predictions(s, seed=seed).by_patient()).targets, o.probs, multi_class='ovr')
+    assert [told.value['auc', seed] for seed in (1, 2)] == pytest.approx([area('fast', s) - area('slow', s) for s in (1, 2)])
+    assert told.value['auc', 'all'] == pytest.approx(told.value['auc'][:2].mean()) and told.low['auc', 'all'] <= told.value['auc', 'all'] <= told.high['auc', 'all']
+
+
+def test_few_patients_get_the_limits_within_a_seed_and_between_seeds(two):
+    told = two.paired('fast', 'slow').loc['accuracy']
+    each,row = told.loc[[1, 2]],told.loc['all']
+    half = _student(each.value)
+    assert row.low == pytest.approx(max(row.value - np.hypot((each.value - each.low).mean(), half), -1)) and row.high == pytest.approx(min(row.value + np.hypot((each.high - each.value).mean(), half), 1))
+    assert row.method.startswith('mean limits of the seeds, Student t over 2 seeds') and row.n < 20
+
+
+def test_stages_that_may_not_be_compared_are_refused(two, tmp_path):
+    with pytest.raises(CompareError, match='compared with itself'): two.paired('fast', 'fast')
+    with pytest.raises(CompareError, match='is sealed'): two.paired('fast', 'slow', 'test')
+    with pytest.raises(CompareError, match="no stage 'fsat'"): two.paired('fsat', 'slow')
+    mixed = _written(tmp_path/'run', dict(a=_reseeded(1.), b=_reseeded(4.), c=_reseeded(4.01)), weights=dict(a='random', b='ImageNet: x.pth', c='ImageNet: x.pth'))
+    with pytest.raises(CompareError, match='started from different weights: a: random; b: ImageNet'): mixed.paired('a', 'b')
+    assert 'of 1 pair of stages' in mixed.told_apart(n_resamples=200) and mixed.told_apart(n_resamples=200).endswith('Stages that started from different weights were not compared.')
+    assert mixed.told_apart(stages=['a', 'b']).startswith('There are no two stages')
+
+
+def test_a_sentence_tells_which_stages_can_be_told_apart(tmp_path):
+    found = _written(tmp_path/'run', dict(weak=_reseeded(.5), strong=_reseeded(5.), twin=_reseeded(5.01)))
+    said = found.told_apart(n_resamples=200)
+    assert said.startswith('Accuracy on the validation part, 80 patients, 3 seeds: of 3 pairs of stages 2 can be told apart: ') and 'All others cannot.' in said
+    for better in ('strong', 'twin'):
+        row = found.paired(better, 'weak', n_resamples=200).loc[('accuracy', 'all')]
+        assert f'{better} from weak (+{row.value:.3f} [{row.low:.3f}, {row.high:.3f}])' in said
+    assert 'none can be told apart.' in found.told_apart(stages=['twin', 'strong'], n_resamples=200)
+    one = _written(tmp_path/'one', dict(weak=_reseeded(.5)[:1], strong=_reseeded(5.)[:1]))
+    row = one.paired('strong', 'weak').loc[('accuracy', 1)]
+    assert one.told_apart().endswith('From other seeds the same stage may be told from itself.') and 'up to one pair in twenty' in said
+    assert f'80 patients, 1 seed: of 1 pair of stages 1 can be told apart: strong from weak (+{row.value:.3f} [{row.low:.3f}, {row.high:.3f}])' in one.told_apart()
+
+
+# What is shown
+
+def test_repeated_rows_are_left_out_and_folds_are_kept():
+    from medfast.compare import _once
+    preds = replace(random_preds(0, 6), folds=list('aabbcc'))
+    kept = _once(preds, pd.DataFrame(dict(copy=pd.array([0, 1, None, 0, 2, 0], dtype='Int64'))))
+    assert kept.items == [preds.items[i] for i in (0, 2, 3, 5)] and kept.folds == list('abbc') and (kept.probs == preds.probs[[0, 2, 3, 5]]).all()
+
+
+def test_print_gives_some_lines_and_repr_one(two):
+    lines = str(two).split('\n')
+    assert '\n' not in repr(two) and 6 <= len(lines) <= 12 and max(map(len, lines)) < 100
+    row = two.table.loc[('fast', 'valid')]
+    assert f'{row.accuracy:.3f} ({row["lowest seed"]:.3f} to {row["highest seed"]:.3f})' in next(o for o in lines if o.startswith('fast'))
+    assert lines[0] == 'Accuracy by patient, mean (lowest to highest) of the seeds 1, 2' and lines[-1] == 'Test part: sealed.' and 'test ' not in lines[1]
+
+
+def test_the_page_tells_once_what_all_rows_have_in_common(two):
+    html = two._repr_html_()
+    heads = re.findall('<th>([^<]*)</th>', html.split('<tbody>')[0])
+    assert not {'n', 'images', 'recall', 'seeds'} & set(heads) and {'accuracy', 'outer low', 'outer high', 'lowest seed', 'precision', 'f1', 'auc', 'loss'} <= set(heads)
+    n = two.table.n.groupby(level='part').first()
+    assert f'n: {n.train} training, {n.valid} validation; images: {2*n.train} training' in html and 'Recall, weighted by class size, is the accuracy.' in html
+    assert 'All stages: weights random' in html and '<td>random</td>' not in html and '<td>mirror_cnn</td>' in html
+
+
+def test_the_notes_name_the_positive_class(pictures, tmp_path):
+    catalog = split_catalog(pictures[pictures.label != 'middle'].replace(dict(label=dict(left='malignant', right='normal, benign'))), valid=.3, seed=1)
+    found = compare(study_dls(catalog, size=24, bs=8, device='cpu'), ['mirror_cnn'], tmp_path/'run', n_epoch=1)
+    assert 'AUC: normal, benign (the positive class, being the last) against malignant.' in '\n'.join(found.notes)
+    assert evaluate(found.predictions('mirror_cnn')).method['sensitivity'].endswith('; positive: normal, benign')
+
+
+def test_the_lines_of_a_log_name_the_training(make_dls, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv('IN_TEST', raising=False)
+    compare(make_dls, [Stage('slow', **QUICK), Stage('head', body='features', **QUICK)], tmp_path/'run', seeds=(1, 2))
+    lines = [o for o in capsys.readouterr().out.splitlines() if 'epoch' in o]
+    assert [o.split(':')[0] for o in lines] == [f'{s}, seed {seed}, epoch {i} of 2' for s in ('slow', 'head') for seed in (1, 2) for i in (1, 2)]
+    monkeypatch.setenv('IN_TEST', '1')
+    compare(make_dls, [Stage('quiet', **QUICK)], tmp_path/'quiet')
+    assert 'quiet' not in capsys.readouterr().out
+
+
+def test_errors_hold_no_table_and_no_whole_checksum(two, pictures, by_patient):
+    wide = pd.DataFrame(np.zeros((40, 9)))
+    for wrong in (lambda: compare(by_patient, _two(), two.run), lambda: cumulative(wide), lambda: Stage('s', 'mirror_cnn', 1, loaders=dict(stats=wide)), lambda: Stage('s', wide, 1), lambda: compare(None, _two(), two.run, seeds=wide),
+                  lambda: compare(study_dls(split_catalog(pictures, valid=.3, test=.3, seed=2), size=24, bs=8, device='cpu'), _two(), two.run)):
+        with pytest.raises((CompareError, StageError)) as e: wrong()
+        assert '\n' not in str(e.value) and len(str(e.value)) < 700 and not re.search('[0-9a-f]{16}', str(e.value))
+    assert re.search("split '[0-9a-f]{12}…' instead of '[0-9a-f]{12}…'", str(e.value))
+
+
+def test_the_readme_compares(tmp_path, monkeypatch, capsys):
+    code = next(o for o in re.findall('```python\n(.*?)```', (ROOT/'README.md').read_text(), re.S) if 'medfast.compare' in o)
+    assert 'n_epoch=8' in code
+    simulate_chest(tmp_path/'CoronaHack', n_patients=60, size=64, progress=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('IN_TEST', '1')
+    names = {}
+    exec(code.replace('n_epoch=8', 'n_epoch=1'), names)
+    result,shown = names['result'],capsys.readouterr().out
+    assert result.run.test_openings == 1 and set(result.seeds) == {1, 2} and {'base', 'augmentation'} == set(result.stages)
+    assert 'accuracy' in shown and f'{result.table.accuracy[result.best(), "test"]:.6f}'[:6] in shown

@@ -5,27 +5,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import CLASSES, made, random_preds
 from sklearn import metrics
 
-from medfast.evaluate import (OperatingPointError, Predictions, PredictionsError, confusion, evaluate, operating_point, paired_gain, plot_calibration, plot_confusion_matrix,
-    plot_history, plot_roc, pool_folds, subgroups)
+from medfast.evaluate import (OperatingPointError, Predictions, PredictionsError, confusion, evaluate, operating_point, paired_gain, plot_confusion_matrix,
+    plot_history, plot_roc, subgroups)
 from medfast.plots import _roc_points
 
-CLASSES = ['Healthy', 'Sick']
-
-
-def made(y, p, **kwargs):
-    y = np.asarray(y)
-    kwargs = {'patients': [f'{i:04d}' for i in range(len(y))], 'split_by': 'patient', **kwargs}
-    return Predictions(np.stack([1 - p, p], 1), y.astype(int), CLASSES, [f'{i}.txt' for i in range(len(y))], **kwargs)
-
-
-def random_preds(seed, n=60, ties=False, shift=1.):
-    rng = np.random.default_rng(seed)
-    y = rng.random(n) < .4
-    y[:2] = True, False
-    p = 1 / (1 + np.exp(-rng.normal(size=n) - shift*(y - .5)))
-    return made(y, np.round(p, 1) if ties else p)
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -51,6 +37,20 @@ def test_positive_class_may_be_the_first():
     a, b = evaluate(preds, n_resamples=50), evaluate(preds, positive='Healthy', n_resamples=50)
     assert a.value['sensitivity'] == b.value['specificity'] and a.value['ppv'] == b.value['npv']
     assert a.value['auc'] == pytest.approx(b.value['auc'], abs=1e-12)
+
+
+@pytest.mark.parametrize('positive', ['Healthy', 'Sick'])
+def test_rows_that_hold_for_one_class_say_for_which(positive):
+    df = evaluate(random_preds(0), positive=positive, n_resamples=50)
+    assert df.index[df.method.str.contains(f'; positive: {positive}')].tolist() == ['sensitivity', 'specificity', 'ppv', 'npv', 'average precision']
+    assert df.method.str.contains('positive: ').sum() == 5
+
+
+def test_of_several_classes_all_rows_hold_for_the_one_that_is_named():
+    rng = np.random.default_rng(0)
+    preds = Predictions.from_arrays(rng.integers(0, 3, 60), rng.dirichlet(np.ones(3), 60), classes=list('abc'), patients=range(60))
+    assert evaluate(preds, positive='b', n_resamples=50).method.str.endswith('; positive: b').all()
+    assert not evaluate(preds, n_resamples=50).method.str.contains('positive').any()
 
 
 @pytest.mark.parametrize('averages', ['weighted', 'macro'])
@@ -322,3 +322,27 @@ def test_subgroups_of_several_classes_and_of_a_frozen_point():
     point = operating_point(organs(150, 4), specificity=.9, positive='liver')
     at = subgroups(test, catalog, 'site', at=point, n_resamples=50)
     assert at.value[('all', 'sensitivity')] == evaluate(test, at=point, n_resamples=50).value['sensitivity']
+
+
+@pytest.mark.parametrize('level', ['patient', 'image'])
+def test_counts_speak_of_no_interval_and_curves_do(level):
+    preds = random_preds(0, split_by='image')
+    twice = preds.take(np.repeat(np.arange(60), 2))
+    title = plot_confusion_matrix(twice, level=level).get_title()
+    assert 'interval' not in title and 'narrow' not in title and 'the same patient may be on both sides' in title
+    assert ('images of one patient are not independent' in title) == (level == 'image')
+    assert ('the interval is too narrow' in plot_roc(twice, level=level).get_title()) == (level == 'image')
+    plt.close('all')
+
+
+@pytest.mark.parametrize('c', [2, 4, 7, 8, 11, 15])
+def test_the_numbers_of_a_confusion_matrix_fit_their_cells_and_can_be_read(c):
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(c), 240)
+    preds = Predictions.from_arrays(y, .2/c + .8*np.eye(c)[np.where(rng.random(len(y)) < .6, y, rng.integers(0, c, len(y)))], classes=[f'a long name {k}' for k in range(c)], patients=range(len(y)))
+    ax = plot_confusion_matrix(preds)
+    ax.figure.canvas.draw()
+    cell = ax.get_window_extent().width/c
+    assert max(o.get_window_extent().width for o in ax.texts) < .95*cell and max(o.get_window_extent().height for o in ax.texts) < .95*cell
+    assert min(o.get_fontsize() for o in ax.texts) >= 10
+    plt.close('all')

@@ -2,25 +2,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import made, random_preds
 
-from medfast.evaluate import evaluate, paired_gain, plot_confusion_matrix, plot_roc, subgroups
+from medfast.evaluate import confusion, evaluate, paired_gain, plot_confusion_matrix, plot_roc, subgroups
 from medfast.table import OUT_OF_FOLD, Predictions, PredictionsError, join_folds, notes_of, pool_folds
 
-CLASSES = ['Healthy', 'Sick']
-
-
-def made(y, p, **kwargs):
-    y = np.asarray(y)
-    kwargs = {'patients': [f'{i:04d}' for i in range(len(y))], 'split_by': 'patient', **kwargs}
-    return Predictions(np.stack([1 - p, p], 1), y.astype(int), CLASSES, [f'{i}.txt' for i in range(len(y))], **kwargs)
-
-
-def random_preds(seed, n=60, ties=False, shift=1., **kwargs):
-    rng = np.random.default_rng(seed)
-    y = rng.random(n) < .4
-    y[:2] = True, False
-    p = 1 / (1 + np.exp(-rng.normal(size=n) - shift*(y - .5)))
-    return made(y, np.round(p, 1) if ties else p, **kwargs)
 
 
 @pytest.mark.parametrize('change, rule', [
@@ -93,7 +79,7 @@ def test_spoilt_files_name_themselves(tmp_path, spoil, rule):
 
 
 def test_it_shows_itself_without_folders_and_escaped():
-    preds = Predictions([[.5, .5]], [0], ['<script>', 'b'], ['/home/somebody/a.txt'])
+    preds = Predictions([[.5, .5]], [0], ['<script>', 'b'], ['somebody/a.txt'])
     html = preds._repr_html_()
     assert 'somebody' not in html and '<script>' not in html and 'patients unknown' in html
 
@@ -136,8 +122,10 @@ def test_out_of_fold_words_stand_beside_every_number_and_in_every_picture():
     catalog = pd.DataFrame(dict(path=preds.items, view=['front', 'side']*30))
     tables = [evaluate(preds, n_resamples=50), paired_gain(preds, preds), mcnemar(preds, preds), evaluate_seeds([preds, preds], n_resamples=50), calibration(preds, n_resamples=50), decision_curve(preds), subgroups(preds, catalog, 'view')]
     assert all(o.method.str.contains(words).all() for o in tables)
-    axes = [plot_roc(preds), plot_confusion_matrix(preds), plot_calibration(preds), plot_decision_curve(preds)]
+    axes = [plot_roc(preds), plot_calibration(preds), plot_decision_curve(preds)]
     assert all(words in o.get_title() for o in axes)
+    counts = plot_confusion_matrix(preds).get_title()
+    assert counts.endswith('out-of-fold: conditional on these training sets') and confusion(preds).columns.name.endswith('these training sets')
     assert not any(evaluate(in_folds()[0]).method.str.contains(words))
     plt.close('all')
 

@@ -20,7 +20,7 @@ from fastcore.foundation import L
 from torch import nn
 
 import medfast.schedule
-from medfast.precompute import PrecomputeError, check_features
+from medfast.precompute import PrecomputeError, check_features, tensor_digest
 
 
 class Images:
@@ -374,3 +374,10 @@ def test_check_features_refuses_what_the_block_would_and_computes_nothing(learn)
     with pytest.raises(PrecomputeError, match='augmented at random'): check_features(make_learner(tfms=Flip()))
     learn.unfreeze()
     with pytest.raises(PrecomputeError, match='would learn'): check_features(learn)
+
+
+def test_a_digest_tells_bytes_shape_type_order_and_names_apart():
+    x = torch.arange(6, dtype=torch.float32)
+    others = [x, x.view(2, 3), x.view(3, 2), x.flip(0), x.view(torch.int32), x[:5], x.bool(), torch.tensor(1.)]
+    assert len({tensor_digest(o) for o in others} | {tensor_digest('a', x), tensor_digest('b', x), tensor_digest(x, x)}) == len(others) + 3
+    assert tensor_digest(x) == tensor_digest(x.clone()) == tensor_digest(x.expand(2, 6)[0]) and len(tensor_digest(x)) == 64
