@@ -1,4 +1,4 @@
-"The page of a run: complete, closed to the outside, honest in its first paragraph, silent about people and machines."
+"The page and the card of a run: complete, closed to the outside, honest in the first paragraph, silent about people and machines."
 import re
 from html import unescape
 from html.parser import HTMLParser
@@ -9,11 +9,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
-from medfast import report
+from medfast import page
+from medfast.card import fenced, plain, to_yaml, write_card
+from medfast.checklists import AUTHOR, CHECKLISTS, FILLED, NOT_APPLICABLE, checklist
 from medfast.evaluate import Predictions, evaluate
 from medfast.files import FilesError, RunFolder
-from medfast.report import CANNOT_TELL, ReportError, _hidden, write_report
+from medfast.privacy import hide_paths, private_names, scrub
+from medfast.record import CANNOT_TELL, ReportError, made_up_run, read_run, verdict
+from medfast.report import write_report
 
 CLASSES = ['Healthy', 'Sick']
 FORMATS = [dict(format='blank', label='Healthy', images=71), dict(format='blank', label='Sick', images=21), dict(format='semicolon', label='Sick', images=29)]
@@ -28,6 +33,7 @@ def made(n, strength, seed, classes=CLASSES, split_by='patient', patients=True):
 
 
 def a_run(folder, *, strength=.3, rival=.3, test=True, classes=CLASSES, controls=True, split_by='patient', patients=True, **changes):
+    "A run as medfast wrote them before there were calibration, sampling and checklists."
     run, parts = RunFolder(folder), ('valid', 'test') if test else ('valid',)
     preds = {p: made(60, strength, i, classes, split_by, patients) for i,p in enumerate(parts)}
     others = {p: made(60, rival, 9 + i, classes, split_by, patients) for i,p in enumerate(parts)}
@@ -49,46 +55,56 @@ def a_run(folder, *, strength=.3, rival=.3, test=True, classes=CLASSES, controls
 @pytest.fixture(autouse=True)
 def cheap_pictures(request, monkeypatch):
     "Most tests read words: they need no drawing."
-    if 'real_pictures' not in request.fixturenames: monkeypatch.setattr(report, '_drawn', lambda draw, style: ('data:image/png;base64,AAAA', 99))
+    if 'real_pictures' not in request.fixturenames: monkeypatch.setattr(page, 'drawn', lambda draw, style: ('data:image/png;base64,AAAA', 99))
 
 
 @pytest.fixture
 def real_pictures(): "Asked for by tests that look at the pictures themselves."
 
 
-def words(fn):
-    html = fn.read_text()
-    return re.sub(r'\s+', ' ', unescape(re.sub(r'<style>.*?</style>|<[^>]*>', ' ', html, flags=re.S)))
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory): return made_up_run(tmp_path_factory.mktemp('whole')/'run')
+
+
+def text_of(html): return re.sub(r'\s+', ' ', unescape(re.sub(r'<style>.*?</style>|<[^>]*>', ' ', html, flags=re.S)))
+def words(fn): return text_of(fn.read_text())
+def sections(fn): return {key: text_of(part) for key,part in re.findall(r'<section id="([\w-]+)"(.*?)</section>', fn.read_text(), re.S)}
+def front(fn): return yaml.safe_load(fn.read_text().split('\n---\n')[0].removeprefix('---\n'))
 
 
 class Links(HTMLParser):
     "Everything that a browser would go and fetch, tags that run code, and tags that are never closed."
     def __init__(self, html):
         super().__init__()
-        self.found, self.bad, self.open = [], [], []
+        self.found, self.bad, self.open, self.alts = [], [], [], []
         self.feed(html)
     def handle_starttag(self, tag, attrs):
-        self.found += [v for k,v in attrs if k in ('src', 'href', 'srcset', 'action', 'data', 'poster', 'xlink:href')]
+        self.found += [v for k,v in attrs if k in ('src', 'href', 'srcset', 'action', 'data', 'poster', 'xlink:href') and not (k == 'href' and re.fullmatch(r'#[a-z-]+', v))]
         self.bad += [(tag, k) for k,_ in attrs if k.startswith('on')] + ([tag] if tag in ('script', 'iframe', 'object', 'embed', 'link', 'form', 'base') else [])
+        if tag == 'img': self.alts.append(dict(attrs).get('alt'))
         if tag not in ('meta', 'img', 'source', 'br'): self.open.append(tag)
     def handle_endtag(self, tag):
         if tag not in ('meta', 'img', 'source', 'br'): assert self.open.pop() == tag, tag
 
 
 def test_one_page_that_asks_nobody_for_anything(tmp_path, real_pictures):
-    fn = write_report(a_run(tmp_path/'run'))
+    run = made_up_run(tmp_path/'run')
+    fn = write_report(run)
     assert fn == tmp_path/'run/report.html'
     html = fn.read_text()
-    page = Links(html)
-    assert page.found and all(o.startswith('data:image/png;base64,') for o in page.found) and not page.bad and not page.open
-    assert 'url(' not in html and '@import' not in html and "default-src 'none'" in html and 'viewport' in html
-    assert all(o in html for o in ('prefers-color-scheme:dark', '@media print'))
+    parsed = Links(html)
+    assert parsed.found and all(o.startswith('data:image/') for o in parsed.found) and not parsed.bad and not parsed.open
+    assert all(parsed.alts) and len(set(parsed.alts)) == len(parsed.alts)
+    assert 'url(' not in html and '@import' not in html and "default-src 'none'" in html and 'viewport' in html and '<html lang="en">' in html
+    assert all(o in html for o in ('prefers-color-scheme:dark', '@media print')) and len(html) < 600_000
 
 
 def test_a_path_or_a_run_give_the_same_bytes(tmp_path, real_pictures):
     run = a_run(tmp_path/'run')
     first = write_report(run).read_bytes()
     assert write_report(str(run.path)).read_bytes() == first
+    card = write_card(run).read_bytes()
+    assert write_card(str(run.path)).read_bytes() == card and write_report(run).read_bytes() == first
 
 
 def test_it_holds_what_a_reader_needs(tmp_path):
@@ -98,12 +114,78 @@ def test_it_holds_what_a_reader_needs(tmp_path):
         assert wanted in text, wanted
 
 
+KEYS = ['data', 'split', 'training', 'results', 'operating-point', 'predictive', 'calibration', 'decisions', 'controls', 'subgroups', 'pictures', 'checklists', 'limits', 'repeat']
+
+
+def test_every_section_stands_with_what_was_planted(whole):
+    found = sections(write_report(whole))
+    assert list(found) == KEYS
+    r = whole.load_json('results.json')
+    two = lambda row: f'{row["value"]:.2f} {row["low"]:.2f} – {row["high"]:.2f}'.replace('-', '−')
+    point = r['operating_point']
+    planted = {'data': ['Drawn by the simulator', 'Ages are missing for 3 patients', 'frontal', 'Share of its patients', 'Prevalence of Sick', '2012 to 2016'],
+        'split': ['0f3a91c2', 'Same patient 240 0', 'Same bytes 240 0'], 'training': ['Optimizer Adam', 'cpu, 2 threads', 'rotation, zoom'],
+        'results': [two(r['test']['auc']), two(r['controls'][0]['test']['auc']), two(r['valid']['brier'])],
+        'operating-point': [f'Sick from {point["threshold"]:.3f} on', 'Set on the validation part and frozen', two(r['at_operating_point']['test']['sensitivity'])],
+        'predictive': ['38% of the test part', 'As in screening', f'{r["at_prevalence"]["test"]["ppv"]["value"]:.3f}'],
+        'calibration': [two(r['calibration']['test']['slope']), f'a perfect model of this size shows {r["calibration"]["test"]["ece of a perfect model"]["low"]:.3f} to', 'temperature of 0.80 was fitted on 96 patients of the validation part'],
+        'decisions': ['Treat all', 'Net benefit'], 'controls': ['Border only the same network, sees only the border', two(r['controls'][1]['gain']['test'])],
+        'subgroups': ['By age', '30 to 45', two(next(o for o in r['subgroups']['age'] if o['group'] == '62 to 79' and o['metric'] == 'auc'))], 'pictures': ['kept no pictures'],
+        'checklists': ['CLAIM 2024: filled from the run:', 'TRIPOD+AI: filled from the run:'], 'limits': ['One data set, one split'], 'repeat': ['medfast-run --arch resnet18', 'operating-point.json']}
+    assert [(key, o) for key,texts in planted.items() for o in texts if o not in found[key]] == []
+
+
+def test_an_older_run_is_told_what_it_lacks(tmp_path):
+    found = sections(write_report(a_run(tmp_path/'run', controls=False)))
+    assert list(found) == KEYS
+    lacks = {'data': 'Sampling fractions were not recorded', 'split': 'recorded no leak audit', 'operating-point': 'No operating point was set', 'predictive': 'No other prevalence was stated', 'calibration': 'were not recorded',
+        'controls': 'No control was computed', 'subgroups': 'No subgroups were computed', 'pictures': 'kept no pictures'}
+    assert [key for key,o in lacks.items() if o not in found[key]] == []
+
+
+@pytest.mark.parametrize('key', ['origin', 'sampling', 'audit', 'subgroups', 'folds', 'calibration', 'operating_point', 'at_operating_point', 'temperature', 'at_prevalence', 'prevalence', 'controls', 'seed', 'versions', 'n_parameters'])
+@pytest.mark.parametrize('how', ['absent', 'null'])
+def test_any_entry_may_be_absent_or_null(tmp_path, whole, key, how):
+    run = copied(whole, tmp_path/'run', **{key: None})
+    if how == 'absent': run.save_json('results.json', {k: v for k,v in run.load_json('results.json').items() if k != key})
+    assert list(sections(write_report(run))) == KEYS and front(write_card(run))['library_name'] == 'fastai'
+
+
+def test_a_refused_operating_point_says_why(tmp_path):
+    run = made_up_run(tmp_path/'run', operating_point=dict(set_on='valid', aim='sensitivity', wanted=.95, refused='A sensitivity is kept on 14 patients with Sick'), at_operating_point=None)
+    text = sections(write_report(run))['operating-point']
+    assert 'No threshold was frozen on the validation part: A sensitivity is kept on 14 patients with Sick' in text
+    assert 'No threshold was frozen' in write_card(run).read_text()
+
+
+def test_found_leaks_and_small_groups_are_marked(tmp_path):
+    rows = [dict(group=g, metric='auc', value=.7, low=.4, high=.9, n=n, method='logit-DeLong' + '; small group: 9 with Sick'*(n < 20)) for g,n in (('all', 60), ('old', 9))]
+    found = sections(write_report(made_up_run(tmp_path/'run', audit=[dict(check='same patient', checked=240, found=2)], subgroups=dict(age=rows))))
+    assert '2 were found on two sides' in found['split'] and 'Nothing was found' not in found['split']
+    assert 'old * 9' in found['subgroups'] and 'all * ' not in found['subgroups'] and '* small group' in found['subgroups']
+
+
+def test_out_of_fold_predictions_have_their_own_column(tmp_path):
+    run = made_up_run(tmp_path/'run')
+    oof = Predictions.load(run/'predictions-valid.csv')
+    oof.folds = [str(i % 3) for i in range(len(oof))]
+    oof.save(run/'predictions-oof.csv')
+    results = run.load_json('results.json') | {'out-of-fold': evaluate(oof, n_resamples=50).to_dict('index'), 'folds': dict(n=3, seed=42, patients=[32]*3, images=[32]*3, positive=[12]*3, model='mean of the probabilities of 3 models')}
+    run.save_json('results.json', results)
+    found = sections(write_report(run))
+    assert 'Out of fold: model' in found['results'] and '3 folds by patient, seed 42; mean of the probabilities of 3 models' in found['split'] and 'Out-of-fold intervals' in found['limits']
+    assert [o['dataset']['split'] for o in front(write_card(run))['model-index'][0]['results']] == ['test', 'out-of-fold', 'validation']
+    (run/'predictions-oof.csv').unlink()
+    with pytest.raises(ReportError, match='predictions-oof.csv is missing'): write_report(run)
+
+
 def test_checksums_are_those_of_the_files(tmp_path):
     from hashlib import sha256
     run = a_run(tmp_path/'run')
+    write_card(run)
     text = words(write_report(run))
     for name in ('results.json', 'predictions-valid.csv', 'history.csv'): assert sha256((run/name).read_bytes()).hexdigest() in text
-    assert 'state.json' not in text and 'report.html' not in text
+    assert 'state.json' not in text and 'report.html' not in text and 'model-card.md' not in text
 
 
 def test_no_patient_no_path_no_home(tmp_path):
@@ -116,13 +198,105 @@ def test_no_patient_no_path_no_home(tmp_path):
 
 @pytest.mark.parametrize('text, safe', [('/home/somebody/x.txt', '…/x.txt'), ('~/data', '…/data'), ('~somebody/data/y', '…/y'), ('https://a.b/c', 'https://a.b/c'), (r'\\ward\who\x', '…/x'), (r'C:\Users\Ana Gil\d', '…/d'), ('file:///srv/a/b', '…/b'),
     ('--data=/srv/a', '--data=…/a'), ('1/2 and m/s', '1/2 and m/s'), ('either/or', 'either/or'), ('--data DIR', '--data DIR'), ('ImageNet: squeezenet1_1-b8a52dc0.pth', 'ImageNet: squeezenet1_1-b8a52dc0.pth')])
-def test_paths_lose_their_folders(text, safe): assert _hidden(text) == safe
+def test_paths_lose_their_folders(text, safe): assert hide_paths(text) == scrub(text) == safe
+
+
+PLANTED = ['/home/anagil/dmr/x', r'C:\Users\anagil\x', r'\\ward\anagil\x', 'file:///home/anagil/x', '~anagil/data', 'ana.gil@clinic.org', 'hf_abcdefgh12345678', 'ghp_abcdefgh12345678', 'API_KEY = "anagil1234"', 'password: anagil',
+    'https://anagil:pw@host.org/x', 'http://10.1.2.3/anagil', '1.2.840.113619.2.55.3.604688.12', 'patient no. 4711', 'MRN 4711', 'PX7001', 'PX7059.txt', 'Ana Gil', '0815', '1961-02-03', '03.02.1961', '3 Feb 1961', 'February 3, 1961', '19610203', '1961/2/3']
+LEAK = r'(?i)anagil|ana[ .]gil|hf_abc|ghp_abc|10\.1\.2\.3|113619|4711|PX7\d{3}|\b0815\b|1961[-/]|\.1961|feb\w* \d|feb 1961|19610203'
+
+
+def copied(run, folder, **changes):
+    "The same run in another folder, with other entries in results.json."
+    other = RunFolder(folder)
+    for fn in run.path.glob('*.*'):
+        if fn.name != 'state.json' and fn.suffix in ('.csv', '.json'): (other/fn.name).write_bytes(fn.read_bytes())
+    other.save_json('results.json', run.load_json('results.json') | changes)
+    return other
+
+
+def planted_run(run, folder, plant):
+    "A run with something planted in every text that it has, and in the names of its files where a file can be called so."
+    data = dict(name=plant, n_images=240, n_patients=240, formats=[dict(format=plant, label='Healthy', images=9), dict(format='b', label='Sick', images=9)], rules=[dict(rule=plant)])
+    run = copied(run, folder, command=f'medfast-run {plant}', data=data)
+    deep = lambda o: {k: deep(v) for k,v in o.items()} if isinstance(o, dict) else [deep(v) for v in o] if isinstance(o, list) else f'{o} {plant}' if isinstance(o, str) else o
+    r = run.load_json('results.json')
+    for key in ('origin', 'sampling', 'recipe', 'weights', 'versions', 'temperature', 'prevalence'): r[key] = deep(r[key])
+    r['audit'] = [dict(check='same patient', checked=1, found=0, first=plant)]
+    r['subgroups'] = {plant: [dict(o, group=plant) for o in r['subgroups']['age']]}
+    r['controls'][0]['features'].append(plant)
+    r['controls'][1]['words'] = plant
+    r['operating_point']['words'] += f' {plant}'
+    r['seal'] = dict(openings=[plant], others={plant: 1})
+    r['test']['auc']['method'] += f' {plant}'
+    run.save_json('results.json', r)
+    run.save_table('split.csv', pd.DataFrame(dict(path=['a/0815.txt', 'a/b.txt'], patient=['0815', 'Ana Gil'], label=['Sick', 'Healthy'])))
+    (run/'figures').mkdir()
+    name = 'x' if re.search(r'[/\\:"]', plant) else plant
+    plt.figure(figsize=(1, 1)).savefig(run/f'figures/gallery {name}.png', metadata=dict(Title=plant, Author='Ana Gil'), pil_kwargs=dict(icc_profile=b'Ana Gil'))
+    plt.close('all')
+    (run/f'{name}.txt').write_text('x')
+    return run
+
+
+@pytest.mark.parametrize('plant', PLANTED)
+def test_nothing_planted_leaves_the_house(tmp_path, whole, plant):
+    assert re.search(LEAK, plant), 'the search itself must find it'
+    run = planted_run(whole, tmp_path/'run', plant)
+    for fn in (write_report(run), write_card(run)):
+        text = re.sub(r'base64,[^"\']*', '', unescape(fn.read_text()))
+        assert not (m := re.search(LEAK, text)), f'{m[0]} in {fn.name}: …{text[max(0, m.start() - 60):m.end() + 20]}…'
+
+
+def test_what_was_asked_for_by_name_is_shown(tmp_path, whole):
+    run = planted_run(whole, tmp_path/'run', 'PX7001')
+    r = run.load_json('results.json')
+    r['origin'] |= dict(dates=['2012-03-04', '2016-01-02'], patients=dict(test=['PX7001']))
+    run.save_json('results.json', r)
+    shy, open_ = (words(write_report(run, identifying=o)) for o in (False, True))
+    assert 'PX7001' in open_ and '2012-03-04' in open_ and 'PX7001' not in shy and '2012-03-04' not in shy
+    assert 'PX7001' in write_card(run, identifying=True).read_text() and 'PX7001' not in write_card(run).read_text()
+
+
+def test_secrets_and_paths_go_even_then(tmp_path, whole):
+    text = words(write_report(planted_run(whole, tmp_path/'run', 'token=anagil12 /home/anagil/x ana.gil@clinic.org'), identifying=True))
+    assert not re.search('anagil|clinic', text)
+
+
+def test_text_of_a_picture_file_is_not_passed_on(tmp_path, whole):
+    import base64
+    html = write_report(planted_run(whole, tmp_path/'run', 'Ana Gil')).read_text()
+    assert not [o for o in re.findall(r'base64,([^"]+)', html) if b'Ana Gil' in base64.b64decode(o)]
+
+
+def test_words_and_numbers_of_every_day_stay():
+    names = private_names(pd.DataFrame(dict(patient=['17', '0012', 'Sick', 'PX1'], path=['train/a.png', 'x/17.png', 'y/PX1-left.png', None])), public=['Sick'])
+    assert names == {'0012', 'PX1', 'PX1-left', 'PX1-left.png'}
+    for same in ('Sick from 0.5 on', '17 of 20 patients', 'train, then test', 'resnet18, 96 pixels', 'fastai 2.8.7, torch 2.15.0', 'seed 42', 'BCa bootstrap over patients, 2000 resamples', 'e3b0c44298fc1c149afbf4c8996fb92427ae41e4'):
+        assert scrub(same, names) == same
 
 
 def test_metadata_as_good_as_the_model_is_said_in_the_first_paragraph(tmp_path):
     html = write_report(a_run(tmp_path/'run', strength=.2, rival=.3)).read_text()
     first = re.search(r'<p class="lead">.*?</p>', html).group()
     assert CANNOT_TELL in first and 'The gain of the model over it is' in first and html.index(first) < html.index('<section')
+
+
+@pytest.mark.parametrize('low, high, holds', [(-.1, .2, True), (0, .2, True), (0., 0., True), (-.2, 0, True), (-.2, -.1, True), (1e-9, .2, False), (.1, .2, False)])
+def test_an_interval_that_holds_0_decides(tmp_path, low, high, holds):
+    gain = dict(value=(low + high)/2, low=low, high=high, n=60, method='BCa')
+    assert (CANNOT_TELL in verdict(gain)) == holds
+    run = a_run(tmp_path/'run')
+    results = run.load_json('results.json')
+    results['controls'][0]['gain'] = dict(test=gain)
+    run.save_json('results.json', results)
+    html, card = write_report(run).read_text(), write_card(run).read_text()
+    assert (CANNOT_TELL in re.search(r'<p class="lead">.*?</p>', html).group()) == holds == (CANNOT_TELL in card)
+    assert ('class="first doubt"' in html) == holds
+
+
+@pytest.mark.parametrize('gain', [None, {}, dict(value=.1, low=None, high=.2), dict(value=.1, low=float('nan'), high=.2), dict(value=.1, low=.05, high=None)])
+def test_a_gain_without_limits_shows_nothing(gain): assert 'nothing shows that the model sees disease' in verdict(gain)
 
 
 def test_a_better_model_is_not_said_to_see_disease(tmp_path):
@@ -134,30 +308,72 @@ def test_metadata_better_than_the_model(tmp_path):
     assert 'The metadata do better without a single picture: ' + CANNOT_TELL in words(write_report(a_run(tmp_path/'run', strength=.0, rival=.6)))
 
 
-def test_without_a_control_nothing_is_claimed(tmp_path):
+def test_without_a_metadata_control_nothing_is_claimed(tmp_path):
     assert 'nothing shows that the model sees disease' in words(write_report(a_run(tmp_path/'run', controls=False)))
+    run = made_up_run(tmp_path/'other')
+    results = run.load_json('results.json')
+    run.save_json('results.json', results | dict(controls=results['controls'][1:]))
+    text = words(write_report(run))
+    assert 'nothing shows that the model sees disease' in text and 'A regression that sees no picture' not in text
+
+
+def test_the_metadata_decide_wherever_they_stand_among_the_controls(tmp_path):
+    run = made_up_run(tmp_path/'run')
+    first = read_run(run).rows
+    results = run.load_json('results.json')
+    run.save_json('results.json', results | dict(controls=results['controls'][::-1]))
+    html = write_report(run).read_text()
+    assert CANNOT_TELL in re.search(r'<p class="lead">.*?</p>', html).group() and first == read_run(run).rows
+    assert 'Test: metadata alone' in html and 'Test: border only alone' not in html and 'border only alone' not in html[:html.index('<nav')]
+
+
+def test_shuffled_labels_have_refits_and_no_gain(tmp_path):
+    run = made_up_run(tmp_path/'run')
+    results = run.load_json('results.json')
+    row = dict(value=.51, low=.38, high=.64, n=144, method='mean, lowest and highest of 20 refits')
+    results['controls'].append(dict(name='labels shuffled', features=['all pixels'], test=dict(auc=row), gain={}, refits=[.5]*20, refits_by_part=dict(test=[.5]*20), p=1/21))
+    run.save_json('results.json', results)
+    Predictions.load(run/'control-metadata-test.csv').save(run/'control-labels-shuffled-test.csv')
+    text = sections(write_report(run))['controls']
+    assert 'Labels shuffled all pixels; 20 refits; p = 0.048 for the model 0.51 0.38 – 0.64 –' in text
 
 
 def test_the_test_part_unopened_or_opened_too_often(tmp_path):
     text = words(write_report(a_run(tmp_path/'a', test=False)))
     assert 'has not been opened: these patients also decided' in text and 'of the validation part' in text
     assert 'was opened 3 times; only the first look' in words(write_report(a_run(tmp_path/'b', test_openings=3)))
+    assert 'Other runs have opened the same test part 2 times' in words(write_report(a_run(tmp_path/'c', other_openings=2)))
 
 
-def test_a_split_by_image_is_said_first_and_everywhere(tmp_path):
-    text = words(write_report(a_run(tmp_path/'run', split_by='image')))
-    assert text.index('the same patient may be on both sides, so this says nothing') < text.index('Data')
-    assert text.count('the same patient may be on both sides') >= 4
+@pytest.mark.parametrize('where', ['results', 'predictions'])
+def test_a_split_by_image_is_said_first_and_everywhere(tmp_path, where, real_pictures):
+    run = made_up_run(tmp_path/'run', by='image')
+    if where == 'predictions': run.save_json('results.json', run.load_json('results.json') | dict(split=dict(by='unknown')))
+    (run/'figures').mkdir()
+    plt.figure(figsize=(1, 1)).savefig(run/'figures/gallery.png')
+    plt.close('all')
+    html = write_report(run).read_text()
+    assert 'the same patient may be on both sides, so this says nothing' in re.search(r'<p class="lead">.*?</p>', html).group()
+    assert [k for k,o in sections(run/'report.html').items() if 'split by image: the same patient may be on both sides' not in o] == ['limits', 'repeat']
+    captions = re.findall('<figcaption>(.*?)</figcaption>', html)
+    assert len(captions) > 7 and all('split by image' in o for o in captions) and all('split by image' in o for o in Links(html).alts)
+    card = write_card(run)
+    assert card.read_text().count('*split by image') == 4 and all('split by image' in m['name'] for o in front(card)['model-index'][0]['results'] for m in o['metrics'])
 
 
 def test_unknown_patients_are_said(tmp_path, real_pictures):
-    text = words(write_report(a_run(tmp_path/'run', patients=False, split_by='official')))
-    assert '60 images, whose patients are unknown,' in text and 'patients unknown: images of one patient are not independent' in text
+    run = made_up_run(tmp_path/'run', known=False, by='official')
+    text = words(write_report(run))
+    assert '144 images, whose patients are unknown,' in text and 'Patients are unknown: images of one patient count as if they were several' in text
+    assert 'by image' in front(write_card(run))['model-index'][0]['results'][0]['metrics'][0]['name']
 
 
-def test_several_classes(tmp_path, real_pictures):
-    text = words(write_report(a_run(tmp_path/'run', classes=['heart', 'liver', 'lung'])))
-    assert 'told 3 classes apart' in text and 'AUC: liver' in text and 'ROC curve' not in text
+@pytest.mark.parametrize('test', [True, False])
+def test_several_classes(tmp_path, test, real_pictures):
+    run = made_up_run(tmp_path/'run', classes=('heart', 'liver', 'lung'), test=test)
+    text = words(write_report(run))
+    assert 'told 3 classes apart' in text and 'AUC: liver' in text and 'ROC curve' not in text and 'Calibration slope: lung' in text and 'Net benefit sets one class against the rest' in text
+    assert 'roc_auc' in front(write_card(run))['metrics']
 
 
 def test_a_format_of_one_class_is_warned_of(tmp_path):
@@ -169,32 +385,45 @@ def test_a_format_of_one_class_is_warned_of(tmp_path):
     assert '“tab” is unevenly spread: 89% of Sick, 11% of Healthy' in words(write_report(a_run(tmp_path/'uneven', data=dict(name='x', formats=uneven))))
 
 
+HOSTILE = '</title><script>alert(1)</script><img src=x onerror=alert(2)>"\'&$\\frac{$\n---\nlicense: mit'
+
+
 def test_hostile_texts_stay_text(tmp_path, real_pictures):
-    bad = '</title><script>alert(1)</script><img src=x onerror=alert(2)>"\'&$\\frac{$'
-    run = a_run(tmp_path/'run', classes=['<b>ok$x_{$', 'Sick"><script>'], study=bad, arch=bad, weights=bad, recipe=bad, command=bad, versions={bad: bad},
-        data=dict(name=bad, n_images=1, n_patients=1, formats=[dict(format=bad, label=bad, images=1), dict(format='b', label='c', images=2)], rules=[{bad: bad}]), split=dict(by=bad, hash=bad, order=bad))
+    run = a_run(tmp_path/'run', classes=['<b>ok$x_{$', 'Sick"><script>'], study=HOSTILE, arch=HOSTILE, weights=HOSTILE, recipe=HOSTILE, command=HOSTILE, versions={HOSTILE: HOSTILE},
+        data=dict(name=HOSTILE, n_images=1, n_patients=1, formats=[dict(format=HOSTILE, label=HOSTILE, images=1), dict(format='b', label='c', images=2)], rules=[{HOSTILE: HOSTILE}]), split=dict(by=HOSTILE, hash=HOSTILE, order=HOSTILE))
     (run/'figures').mkdir()
     plt.figure(figsize=(1, 1)).savefig(run/'figures/a-"onload=x<script>.png')
     plt.close('all')
-    page = Links(write_report(run).read_text())
-    assert not page.bad and not page.open and all(o.startswith('data:image/png;base64,') for o in page.found)
+    parsed = Links(write_report(run).read_text())
+    assert not parsed.bad and not parsed.open and all(o.startswith('data:image/') for o in parsed.found)
+    card = write_card(run)
+    outside = re.sub(r'(?ms)^(`{3,})\n.*?^\1$', '', card.read_text())
+    assert '<' not in outside and front(card)['license'] == 'unknown' and front(card)['model-index'][0]['results'][0]['dataset']['name'] == scrub(HOSTILE)
+
+
+def test_hostile_new_entries_stay_text(tmp_path, whole):
+    run = planted_run(whole, tmp_path/'run', HOSTILE.replace('/', ''))
+    parsed = Links(write_report(run).read_text())
+    assert not parsed.bad and not parsed.open
+    assert '<script' not in re.sub(r'(?ms)^(`{3,})\n.*?^\1$', '', write_card(run).read_text())
 
 
 def test_figures_of_the_run_are_taken_in_with_their_names(tmp_path):
     run = a_run(tmp_path/'run')
     (run/'figures').mkdir()
-    for name in ('gallery-most_incorrect', 'roc-test', 'history', 'confusion'): plt.figure(figsize=(1, 1)).savefig(run/f'figures/{name}.png')
+    for name in ('gallery-most_incorrect-Sick', 'roc-test', 'history', 'confusion'): plt.figure(figsize=(1, 1)).savefig(run/f'figures/{name}.png')
     plt.close('all')
     text = words(write_report(run))
-    assert 'Gallery most incorrect' in text and 'Roc test' not in text
+    assert 'Gallery most incorrect Sick' in text and 'Roc test' not in text
 
 
 @pytest.mark.parametrize('name', ['settings.json', 'results.json', 'split_summary.csv', 'history.csv', 'predictions-valid.csv', 'predictions-test.csv'])
-def test_a_missing_file_is_named(tmp_path, name):
+@pytest.mark.parametrize('write', [write_report, write_card])
+def test_a_missing_file_is_named(tmp_path, name, write):
     run = a_run(tmp_path/'run')
     (run/name).unlink()
-    with pytest.raises(ReportError, match=re.escape(name)): write_report(run)
-    assert not (run/'report.html').exists()
+    with pytest.raises(ReportError, match=re.escape(name)): write(run)
+    assert not (run/'report.html').exists() and not (run/'model-card.md').exists()
 
 
 def test_what_is_no_run_is_said_and_left_alone(tmp_path):
@@ -221,9 +450,100 @@ def test_undefined_numbers_are_dashes(tmp_path):
     results['controls'][0]['test']['auc']['value'] = None
     run.save_json('results.json', results)
     assert 'sensitivity is – (0.00 to 1.00)' in words(write_report(run))
+    assert 'recall' not in [m['type'] for m in front(write_card(run))['model-index'][0]['results'][0]['metrics']]
 
 
 def test_no_figure_is_left_open(tmp_path, real_pictures):
     plt.close('all')
     write_report(a_run(tmp_path/'run'))
     assert not plt.get_fignums()
+
+
+def test_the_lists_are_complete():
+    assert [o[0] for o in CHECKLISTS['CLAIM 2024']] == list(range(1, 45))
+    letters = dict.fromkeys(range(1, 28), '') | {3: 'abc', 5: 'ab', 6: 'abc', 8: 'abc', 9: 'abc', 12: 'abcdefg', 18: 'abcdef', 20: 'abc', 23: 'ab', 27: 'abc'}
+    assert [o[0] for o in CHECKLISTS['TRIPOD+AI']] == [f'{n}{o}' for n,own in letters.items() for o in own or ['']]
+
+
+@pytest.mark.parametrize('name', CHECKLISTS)
+def test_an_item_is_filled_only_where_the_run_tells(tmp_path, whole, name):
+    full, bare = checklist(read_run(whole), name), checklist(read_run(a_run(tmp_path/'run')), name)
+    for items in (full, bare):
+        assert set(items.status) <= {FILLED, AUTHOR, NOT_APPLICABLE} and items[items.status != AUTHOR].text.str.len().gt(3).all()
+        assert not items.text.str.contains(r'None|nan\b|\{|\}', regex=True).any()
+    assert set(bare[bare.status == FILLED].number) < set(full[full.status == FILLED].number)
+    unknown = dict(zip(CHECKLISTS, (['7', '8', '9', '10', '12', '21', '26', '27', '30', '31', '35'], ['5b', '6b', '7', '10', '11', '12b', '13', '16', '20a'])))[name]
+    assert set(bare[bare.number.isin(unknown)].status) == {AUTHOR}
+    people = dict(zip(CHECKLISTS, ([1, 2, 3, 4, 5, 6, 15, 36, 39, 40, 41, 42, 43, 44], ['1', '2', '3a', '3b', '3c', '4', '9b', '14', '18a', '18b', '18c', '18d', '18e', '18f', '19', '20b', '20c', '22', '25', '26', '27a', '27b', '27c'])))[name]
+    assert set(full[full.number.isin(map(str, people))].status) == {AUTHOR}
+
+
+def test_real_patients_are_not_waved_away(tmp_path, whole):
+    results = whole.load_json('results.json')
+    real = made_up_run(tmp_path/'run', origin=results['origin'] | dict(kind='DMR-IR'))
+    claim, simulated = (checklist(read_run(o), 'CLAIM 2024').set_index('number').status for o in (real, whole))
+    assert set(simulated[['11', '13', '16', '17', '18', '34']]) == {NOT_APPLICABLE} and set(claim[['11', '13', '14', '16', '17', '18', '34']]) == {AUTHOR}
+
+
+def test_counts_of_the_lists_are_those_of_their_rows(whole):
+    html = write_report(whole).read_text()
+    for name,n in (('CLAIM 2024', 44), ('TRIPOD+AI', 52)):
+        title,body = re.search(rf'<summary>{re.escape(name)}: (.*?)</summary>(.*?)</details>', html, re.S).groups()
+        counts = [body.count(f'<td>{o.capitalize()}</td>') for o in (FILLED, AUTHOR, NOT_APPLICABLE)]
+        assert [int(o) for o in re.findall(r': (\d+)', title)] == counts and sum(counts) == n == int(re.search(r'of (\d+)', title)[1])
+
+
+def test_the_card_is_what_the_hub_reads(whole):
+    head, r = front(write_card(whole, license='cc-by-4.0')), whole.load_json('results.json')
+    assert {k: head[k] for k in ('license', 'library_name', 'pipeline_tag')} == dict(license='cc-by-4.0', library_name='fastai', pipeline_tag='image-classification')
+    assert set(head) == {'license', 'library_name', 'pipeline_tag', 'tags', 'datasets', 'metrics', 'model-index'} and 'medfast' in head['tags'] and head['datasets'] == ['simulated']
+    test, valid = head['model-index'][0]['results']
+    assert (test['task']['type'], test['dataset']['split'], valid['dataset']['split']) == ('image-classification', 'test', 'validation')
+    got = {o['type']: o['value'] for o in test['metrics']}
+    assert got['roc_auc'] == round(r['test']['auc']['value'], 4) and got['recall'] == round(r['test']['sensitivity']['value'], 4) and set(got) <= set(head['metrics'])
+
+
+def test_the_hubs_own_reader_takes_the_card(whole):
+    hub = pytest.importorskip('huggingface_hub')
+    card = hub.ModelCard.load(write_card(whole))
+    results = card.data.eval_results
+    assert card.data.library_name == 'fastai' and len(results) > 10 and {o.dataset_split for o in results} == {'test', 'validation'} and all(0 <= o.metric_value <= 1 for o in results)
+
+
+def test_card_and_report_tell_the_same_numbers(whole):
+    card, text = write_card(whole).read_text(), words(write_report(whole))
+    for row in whole.load_json('results.json')['test'].values():
+        low, high = f'{row["low"]:.2f}', f'{row["high"]:.2f}'
+        assert f'{row["value"]:.2f} ({low} to {high})' in card and f'{row["value"]:.2f} {low} – {high}' in text
+
+
+def test_any_text_comes_back_from_the_front_matter():
+    rng = np.random.default_rng(0)
+    letters = [*'ab:#-\'"\\\n\t {}[]&*!|>%@`,?=~<\x00\x07\x7f\x85\xa0\u2028\u2029\ufeffñ中😀', 'null', 'no', '1.5', '2012-01-01', '---', '...']
+    for _ in range(400):
+        texts = [''.join(rng.choice(letters, rng.integers(0, 9))) for _ in range(4)]
+        obj = {texts[0].join('ab').encode().hex(): texts, 'deep': [dict(a=dict(b=texts[1:]), c=[]), {'x': 1.5, 'y': None, 'z': True}], 'empty': {}}
+        assert yaml.safe_load(to_yaml(obj)) == obj
+
+
+def test_markdown_of_a_text_is_that_text():
+    assert plain('a_b *c* `d` [e](f) <g> | #h\n# i') == r'a_b \*c\* \`d\` \[e\](f) &lt;g&gt; \| #h # i'
+    assert plain('# x') == r'\# x' and fenced('a\n```\nb').split('\n')[0] == '````'
+
+
+def test_every_table_is_headed_and_every_number_readable(whole):
+    html = write_report(whole).read_text()
+    for t in re.findall('<table.*?</table>', html, re.S):
+        columns = len(re.findall(r'<t[hd][ >]', re.search('<thead>.*?</thead>', t, re.S)[0]))
+        assert '<caption>' in t and all(len(re.findall(r'<t[hd][ >]', o)) == columns for o in re.findall('<tr>.*?</tr>', t, re.S))
+    assert not re.search(r'\bnan\b|>None<|Infinity', html)
+
+
+def test_a_long_title_is_not_cut_off(tmp_path, real_pictures):
+    from medfast.plots import plot_confusion_matrix
+    preds, kept = read_run(made_up_run(tmp_path/'run', by='image')).main, []
+    page.drawn(lambda: kept.append(plot_confusion_matrix({'Test': preds})) or kept[-1], page.LIGHT)
+    fig = kept[0][0].figure
+    fig.canvas.draw()
+    box = fig.axes[0].title.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= fig.bbox.width and 'split by image' in fig.axes[0].get_title().replace('\n', ' ')
