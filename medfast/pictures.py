@@ -188,7 +188,7 @@ def _warn_same(catalog, sides=None):
     differ = sum(o.label.nunique() > 1 for o in groups)
     names = ', '.join(equal_names(o.file) for o in groups[:5]) + (', ...' if len(groups) > 5 else '')
     warnings.warn(f'{counted(len(groups), "image lies", "images lie")} there more than once{across}{f", {differ} with different labels" if differ else ""}: {names}. '
-        'Keep one of each, or one may be trained on and the other tested. same_images(catalog) lists them.', stacklevel=3)
+        'Keep one of each, or one may be trained on and the other tested. same_images(catalog) lists them' + (', and drop_leaks(catalog) takes them out of the earlier part.' if sides == 'split' else '.'), stacklevel=3)
 
 # %% ../nbs/api/04_pictures.ipynb #492bb423
 _CORONA = dict(x_ray_image_name='file', label='label', dataset_type='official', label_1_virus_category='cause', label_2_virus_category='virus')
