@@ -18,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from .evaluate import SPLIT_BY, Predictions
 from .files import sha256
 from .settings import progress_bar
+from .sides import split_kind
 
 # %% ../nbs/api/14_features.ipynb #ae488530
 class FeaturesError(ValueError):
@@ -30,7 +31,7 @@ def predictions_of(
     folds=None  # Fold of each row, where each was predicted out of its fold
 )->Predictions:
     "The rows of a catalog with their probabilities."
-    by = rows.split_by.iloc[0] if 'split_by' in rows else 'unknown'
+    by = split_kind(rows)
     return Predictions(probs, [classes.index(o) for o in rows.label], classes, rows.path, rows.patient if 'patient' in rows else None, by if by in SPLIT_BY else 'unknown', folds)
 
 def in_order(

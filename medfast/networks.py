@@ -13,7 +13,7 @@ from collections import OrderedDict
 from contextlib import contextmanager
 from functools import partial
 from math import prod
-from numbers import Integral, Real
+from numbers import Real
 
 # %% ../nbs/api/08_networks.ipynb #386f9740
 import pandas as pd
@@ -21,21 +21,22 @@ import torch
 from fastai.layers import AdaptiveConcatPool2d, ConvLayer, Flatten, ResBlock, apply_init
 from torch import nn
 from torch.func import functional_call
+from .settings import is_whole
 
 # %% ../nbs/api/08_networks.ipynb #2421080e
 class ModelError(ValueError):
     "An architecture, layer, weight file or option that cannot be used: says which, the rule, and the way out."
 
 # %% ../nbs/api/08_networks.ipynb #d4255f6d
-def _is_whole(n): return isinstance(n, Integral) and not isinstance(n, bool) and n > 0
-def _are_whole(ns): return isinstance(ns, (tuple, list)) and all(map(_is_whole, ns))
+def _is_count(n): return is_whole(n) and n > 0
+def _are_whole(ns): return isinstance(ns, (tuple, list)) and all(map(_is_count, ns))
 
-_WHOLE = 'a whole number from 1', _is_whole
+_WHOLE = 'a whole number from 1', _is_count
 _SHARE = 'a share from 0 to below 1, such as .5', lambda p: isinstance(p, Real) and 0 <= p < 1
 _WIDTHS = 'whole numbers from 1, such as (100, 50), or () for none', _are_whole
 _STAGES = 'one whole number from 1 or more, such as (16, 32, 64)', lambda ns: _are_whole(ns) and len(ns) > 0
-_SIZE = 'the side of the images in pixels, such as 28, or (rows, columns)', lambda o: o is None or _is_whole(o) or _are_whole(o) and len(o)==2
-_SHAPE = '(channels, rows, columns) of one image, such as (1, 28, 28)', lambda o: isinstance(o, (tuple, list, torch.Size)) and len(o)==3 and all(map(_is_whole, o))
+_SIZE = 'the side of the images in pixels, such as 28, or (rows, columns)', lambda o: o is None or _is_count(o) or _are_whole(o) and len(o)==2
+_SHAPE = '(channels, rows, columns) of one image, such as (1, 28, 28)', lambda o: isinstance(o, (tuple, list, torch.Size)) and len(o)==3 and all(map(_is_count, o))
 
 def _check(rule, **given):
     "Raise `ModelError` for a value that is not what the rule wants."
