@@ -55,7 +55,7 @@ def test_commands_answer_to_help(name):
 
 
 def test_light_modules_do_not_load_torch():
-    light = 'settings files archive phantom thermogram simulate pictures catalog split twins table metrics calibration decisions pairs seeds conformal plots evaluate controls report study'.split()
+    light = 'settings files archive phantom thermogram simulate pictures catalog sides balance parts folders leaks split twins table metrics calibration decisions pairs seeds conformal plots evaluate masks features controls privacy page record checklists sections card report study'.split()
     code = f'import sys, {", ".join("medfast." + o for o in light)}; print(sorted({{"torch", "fastai"}} & set(sys.modules)))'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
 
