@@ -2,7 +2,7 @@
 
     python bench/medmnist.py DATA pneumoniamnist --choose     the recipes on the validation part, the test part sealed
     python bench/medmnist.py DATA pneumoniamnist RUNS         the chosen recipe, three seeds; the test part is opened once and counted in RUNS
-    python bench/medmnist.py DATA breastmnist RUNS --twins    again without the training images that have a near twin in the test part, beside RUNS
+    python bench/medmnist.py DATA breastmnist RUNS --twins    again without the training images that have a near twin in the test part, and without as many others
 
 A recipe is chosen by its mean AUC on the validation part: 78 or 524 images cannot tell accuracies apart.
 DATA holds the official npz files of 28 pixels. The split is the official one; MedMNIST does not tell patients, so intervals are by image, too narrow.
@@ -52,24 +52,42 @@ def run(data, dataset, folder, stages, seeds, without=()):
     return done
 
 
+def twins_of(catalog):
+    "Paths of training and of test images that are near twins of each other."
+    found, part = near_twins(catalog[catalog.split != 'valid'], progress=False), dict(zip(catalog.path, catalog.split))
+    own = {found.items[p] for pair in found.places for p in pair}
+    return [{o for o in own if part[o] == side} for side in ('train', 'test')]
+
+
+def as_many_others(catalog, twins, seed=0):
+    "Training images without a twin, of each class as many as there are twins."
+    rows = catalog[(catalog.split == 'train')]
+    n, rest = rows.label[rows.path.isin(twins)].value_counts(), rows[~rows.path.isin(twins)]
+    return {o for label, k in n.items() for o in rest.path[rest.label == label].sample(k, random_state=seed)}
+
+
+def loss_row(before, after, rows, rng):
+    "Mean accuracy (seeds by images, 0 or 1) before and after, and the loss, with a two-way bootstrap over images and seeds."
+    loss = (before - after)[:, rows]
+    drawn = [loss[rng.integers(0, len(loss), len(loss))][:, rng.integers(0, loss.shape[1], loss.shape[1])].mean() for _ in range(4000)]
+    return dict(n=loss.shape[1], before=before[:, rows].mean(), after=after[:, rows].mean(), loss=loss.mean(), low=np.quantile(drawn, .025), high=np.quantile(drawn, .975))
+
+
 def without_twins(data, dataset, folder, stages, seeds, whole):
-    "Train without the training images that are near twins of test images; accuracy of both on test images with a twin in training and without, and the loss with limits over images."
+    "Train without the twins, then without as many others: accuracy on test images with a twin and without."
     catalog = medmnist_catalog(data, dataset)
-    found = near_twins(catalog[catalog.split != 'valid'], progress=False)
-    own = dict(zip(catalog.path, catalog.split))
-    twins = {part: {found.items[p] for pair in found.places for p in pair if own[found.items[p]] == part} for part in ('train', 'test')}
-    print(f'{len(twins["test"])} of {(catalog.split == "test").sum()} test images have a near twin among {len(twins["train"])} training images')
-    left = run(data, dataset, folder, stages, seeds, without=twins['train'])
-    tested = {'as it comes': whole.test_once([o.name for o in stages]), 'without twins': left.test_once([o.name for o in stages])}
-    rng, named, rows = np.random.default_rng(0), {o.split('/')[-1] for o in twins['test']}, []
-    for name in (o.name for o in stages):
-        right = {how: np.mean([o.predicted == o.targets for o in preds[name].values()], 0) for how, preds in tested.items()}
-        twin = np.array([o.split('/')[-1] in named for o in next(iter(tested['as it comes'][name].values())).items])
-        for group, rows_of in {'all': twin | True, 'with a twin': twin, 'without': ~twin}.items():
-            loss = (right['as it comes'] - right['without twins'])[rows_of]
-            drawn = loss[rng.integers(0, len(loss), (4000, len(loss)))].mean(1)
-            rows.append(dict(stage=name, images=group, n=len(loss), **{how: o[rows_of].mean() for how, o in right.items()}, loss=loss.mean(), low=np.quantile(drawn, .025), high=np.quantile(drawn, .975)))
-    print(pd.DataFrame(rows).set_index(['stage', 'images']).to_string())
+    train, test = twins_of(catalog)
+    tested = catalog[catalog.split == 'test']
+    print(f'{len(test)} of {len(tested)} test images have a near twin among {len(train)} training images; of the largest class: '
+        f'{(tested.label[tested.path.isin(test)] == tested.label.mode()[0]).mean():.2f} of those with one, {(tested.label[~tested.path.isin(test)] == tested.label.mode()[0]).mean():.2f} of those without')
+    names, rng, rows = [o.name for o in stages], np.random.default_rng(0), []
+    right = lambda comparison: {name: np.stack([o.predicted == o.targets for o in preds.values()]).astype(float) for name, preds in comparison.test_once(names).items()}
+    first, twin = right(whole), tested.path.isin(test).to_numpy()
+    for left_out, gone in {'twins': train, 'as many others': as_many_others(catalog, train)}.items():
+        after = right(run(data, dataset, f'{folder}-without-{left_out.replace(" ", "-")}', stages, seeds, without=gone))
+        for name in names:
+            rows += [dict(stage=name, left_out=left_out, images=group, **loss_row(first[name], after[name], of, rng)) for group, of in {'all': twin | True, 'with a twin': twin, 'without': ~twin}.items()]
+    print(pd.DataFrame(rows).set_index(['stage', 'left_out', 'images']).to_string())
 
 
 def main():
@@ -95,7 +113,7 @@ def main():
         comparison = run(args.data, args.dataset, args.runs, stages, seeds)
         comparison.test_once([o.name for o in stages])
         parts = ['valid', 'test']
-        if args.twins: without_twins(args.data, args.dataset, f'{args.runs}-without-twins', stages, seeds, comparison)
+        if args.twins: without_twins(args.data, args.dataset, args.runs, stages, seeds, comparison)
     print(comparison.table.to_string())
     for part in parts: print(f'\n{part}, over images and seeds\n{comparison.intervals(part).drop(columns="method").to_string()}\n{comparison.told_apart(part)}')
 
