@@ -1,4 +1,4 @@
-"""The 121 public DMR-IR matrices: what a model finds in them, and what finds as much without looking at a breast.
+"""The 121 public DMR-IR matrices: what a model finds in them, and what finds as much from a few numbers, without shape or place.
 
     MEDFAST_DATA=... TORCH_HOME=... python bench/matrices.py              # under a minute on one core, weights from the cache
     python bench/matrices.py --data /data/dmr-ir --refits 99
@@ -9,7 +9,7 @@ features of squeezenet1_1 at rest (ImageNet weights where they are cached) and a
 metadata        patient number, lowest and highest temperature, sharpness, size of the file: all that varies; and the same without the number
 border only     the frame of every matrix, and what is around a masked ellipse, one mask for all, trained again
 random weights  the same network, untrained, with several seeds
-shuffled labels dealt by patient in the training parts
+shuffled labels dealt by patient, once for all folds and within each; the refits are asked about the labels they were dealt
 
 The semicolon-separated files are all Sick. They stand apart: what the models of the primary analysis say of them is printed beside it,
 and what happens where both formats are thrown together. The sentence at the end is decided by the interval of the paired gain.
@@ -136,7 +136,7 @@ def analyse(data, refits=99, arch='squeezenet1_1', size=128, seeds=5, pretrained
     show('other divisions into folds; other untrained bodies on the first division', other_seeds(blank, trainer, seeds))
     if (catalog.format != 'blank').any(): show('the other files, all Sick: share called Sick by models of the blank-separated ones', apart(catalog, trainer))
     both = run_controls(patient_folds(catalog, 5, seed=0), trainer=trainer, controls=('metadata', 'border only', 'centre masked', 'random weights'), mask=MASK, progress=False)
-    show(f'both formats thrown together, {len(catalog)} files', both.table.loc['out-of-fold'].drop(columns=['saw', 'method', 'p']))
+    show(f'both formats thrown together, {len(catalog)} files', both.table.loc['out-of-fold'].drop(columns=['saw', 'method', 'lowest', 'highest', 'p']))
     show('what follows', '\n'.join([sentence(controls), *controls.findings('out-of-fold')[1:], *controls.notes]))
     return dict(catalog=catalog, controls=controls, near=near, both=both, sentence=sentence(controls))
 

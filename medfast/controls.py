@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
+from scipy.special import gammaln
 from sklearn.compose import make_column_transformer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
@@ -187,20 +188,22 @@ def _pairs_row(won, near, how):
 
 # %% ../nbs/api/14_controls.ipynb #8d7afd2e
 def shuffle_labels(
-    catalog,      # A catalog with `split`
+    catalog,      # A catalog with `split`, or with `fold`
     *,
     by='patient', # Who keeps one label: a 'patient', or by name an 'image' where patients are unknown
+    folds=False,  # Deal within every fold, to all but the test part; False: within the training part
     seed=0        # The same seed deals the same labels
-):                # The catalog; only labels of 'train' are others
-    "Deal the labels of the training part out anew among its patients. Raises `ControlsError`."
+):                # The catalog; only labels that were dealt are others
+    "Deal labels out anew among the patients of the training part, or of each fold. Raises `ControlsError`."
     if by not in ('patient', 'image'): raise ControlsError(f"by = {by!r}: choose 'patient' or 'image'.")
-    train = (catalog.split == 'train').to_numpy()
     _check_units(catalog, by)
-    who, labels = (catalog.patient if by == 'patient' else catalog.path).astype(str).to_numpy()[train], catalog.label.to_numpy().copy()
+    rows, rng = _folded(catalog) if folds else (catalog.split == 'train').to_numpy(), np.random.default_rng(seed)
+    who, labels = (catalog.patient if by == 'patient' else catalog.path).astype(str).to_numpy()[rows], catalog.label.to_numpy().copy()
     names,first,place = np.unique(who, return_index=True, return_inverse=True)
-    own = labels[train][first]
-    if (clash := np.flatnonzero(own[place] != labels[train])).size: raise ControlsError(f'Patient {who[clash[0]]!r} has two labels in the training part. A patient needs one: correct the catalog.')
-    labels[train] = np.random.default_rng(seed).permutation(own)[place]
+    own, group = labels[rows][first], catalog.fold.to_numpy()[rows][first] if folds else np.zeros(len(names))
+    if (clash := np.flatnonzero(own[place] != labels[rows])).size: raise ControlsError(f'Patient {who[clash[0]]!r} has two labels. A patient needs one: correct the catalog.')
+    for o in np.unique(group): own[group == o] = rng.permutation(own[group == o])
+    labels[rows] = own[place]
     return catalog.assign(label=labels)
 
 def _check_units(catalog, by):
@@ -247,7 +250,14 @@ def _checked_answer(preds, catalog):
     for part,n in parts.items():
         if not isinstance(preds[part], Predictions) or len(preds[part]) != n or preds[part].classes != classes:
             raise ControlsError(f'The trainer returned for {part} {preds[part]!r}; `Predictions` of its {n} rows are wanted, with the classes {", ".join(classes)}.')
+        _check_labels(preds[part], catalog)
     return dict(preds)
+
+def _check_labels(preds, catalog):
+    "Raise `ControlsError` for answers that are held against other labels than the catalog's: shuffled ones have to stay shuffled."
+    told = dict(zip(catalog.path.astype(str), catalog.label))
+    for item,k in zip(preds.items, preds.targets):
+        if told.get(str(item), own := preds.classes[k]) != own: raise ControlsError(f'The trainer says that {item!r} is {own}; the catalog it was given says {told[str(item)]}. Take labels from that catalog, not from another one.')
 
 def _check_trainer(fit, **options):
     "Raise `ControlsError` for a trainer that does not take these options."
@@ -279,15 +289,25 @@ def _check_classes(trainings):
         labels = catalog.label[catalog.split == 'train'].unique()
         if len(labels) < 2: raise ControlsError(f'The training part{"" if fold is None else f" of fold {fold}"} holds {len(labels)} class ({", ".join(labels)}); two are needed. Split by patient with more patients.')
 
+# %% ../nbs/api/14_controls.ipynb #3d4a5bd5
+def _check_deals(trainings, level):
+    "Raise `ControlsError` where labels can be dealt in too few ways for a p value below .05."
+    for fold,c in trainings:
+        rows = (c[c.split == 'train'].assign(fold=0) if fold is None else c).drop_duplicates('patient' if level == 'patient' else 'path')
+        counts = pd.crosstab(rows.fold.astype(str), rows.label).to_numpy()
+        ways, where = (gammaln(counts.sum(1) + 1) - gammaln(counts + 1).sum(1)).sum(), 'in the training part' if fold is None else 'within the folds' # A logarithm
+        if ways < np.log(MIN_REFITS) - 1e-6:
+            raise ControlsError(f'Ways to deal the labels {where}: {np.exp(ways):.0f}. With fewer than {MIN_REFITS} no p value below .05 exists. Take more patients or fewer folds, or leave labels shuffled out of `controls`.')
+
 # %% ../nbs/api/14_controls.ipynb #9ac2569a
 CANNOT_TELL = 'these data cannot separate disease from how and when the pictures were taken'
 
 def verdict(
-    gain # Row of `paired_gain` over the metadata control: a dict or a Series with low and high
+    gain # Row of `paired_gain` over the metadata control: a dict or a Series with low and high, which may be missing; or None
 )->str:
     "What the interval of the gain over metadata allows to say."
-    low,high = (float(gain[o]) if gain[o] is not None else np.nan for o in ('low', 'high'))
-    if not np.isfinite(low): return 'There is no interval of the gain over file metadata, so nothing shows that the model sees disease rather than how and when the pictures were taken.'
+    low,high = (np.nan if gain is None or pd.isna(gain.get(o)) else float(gain.get(o)) for o in ('low', 'high'))
+    if not np.isfinite([low, high]).all(): return 'No interval of the gain over file metadata is at hand, so nothing shows that the model sees disease rather than how and when the pictures were taken.'
     if high < 0: return f'The metadata do better than the model: {CANNOT_TELL}.'
     if low <= 0: return f'The interval of the gain over the metadata holds 0: {CANNOT_TELL}.'
     return 'The interval of the gain over the metadata lies above 0: the pictures add something to them. That need not be disease: the room, the camera and the posture are in the pictures too.'
@@ -296,7 +316,7 @@ def verdict(
 @dataclass(eq=False, repr=False)
 class Controls:
     "A model beside its controls, on the same patients."
-    predictions:dict # {name: {part: `Predictions`}}, the model first; of shuffled labels the first refit
+    predictions:dict # {name: {part: `Predictions`}}, the model first; of shuffled labels the first refit, out-of-fold with the labels it was dealt
     saw:dict         # {name: what it was given, as a list of words}
     refits:dict      # {part: AUC of each refit with shuffled labels}
     rival:str = 'model' # Whose AUC the refits are compared with: the training that was repeated
@@ -319,11 +339,12 @@ def _auc(preds, level):
     each = [float(area(*curves(data.targets == k, data.probs[:, k])(np.ones(len(data))))) for k in ks]
     return float(np.nanmean(each)) if np.isfinite(each).any() else np.nan
 
-def _refit_row(refits, reference, n, level, name):
-    "Mean, lowest and highest AUC of refits, and the p value of a reference among them."
+def _refit_row(refits, reference, n, level, rival, part):
+    "Mean, lowest and highest AUC of refits, no interval, and the p value of a reference among them."
     b = sum(o >= reference for o in refits)
-    method = f'mean, lowest and highest of {len(refits)} refits, labels dealt by {level}; p = (b + 1)/(n + 1), b = {b} reach {reference:.3f} of {name}'
-    return result_row(np.mean(refits), min(refits), max(refits), n, method) | dict(p=(b + 1)/(len(refits) + 1))
+    how = 'once for all folds, within each, and asked about as dealt' if part == 'out-of-fold' else 'in the training part'
+    method = f'mean of {len(refits)} refits, no interval; labels dealt by {level} {how}; p = (b + 1)/(n + 1), b = {b} reach {reference:.3f} of {rival}'
+    return result_row(np.mean(refits), np.nan, np.nan, n, method) | dict(lowest=min(refits), highest=max(refits), n_refits=len(refits), p=(b + 1)/(len(refits) + 1), rival=rival)
 
 # %% ../nbs/api/14_controls.ipynb #a531f9b8
 def _is_shuffled(name): return name.startswith('labels shuffled')
@@ -332,12 +353,12 @@ def _is_shuffled(name): return name.startswith('labels shuffled')
 def measures(self:Controls,
     name, # Of a row: 'model' or a control
     part  # 'valid', 'test' or 'out-of-fold'
-)->dict:  # {metric: value, low, high, n, method}, as `evaluate` has them; of shuffled labels 'auc' alone, with p
+)->dict:  # {metric: value, low, high, n, method}, as `evaluate` has them; of shuffled labels 'auc' alone, without limits, with lowest, highest, n_refits, p, rival
     "All metrics of one control."
     key = name, part
     if key not in self._rows:
         preds = self.predictions[name][part]
-        if _is_shuffled(name): self._rows[key] = dict(auc=_refit_row(self.refits[part], _auc(self.predictions[self.rival][part], self.level), len(at_level(preds, self.level)), self.level, self.rival))
+        if _is_shuffled(name): self._rows[key] = dict(auc=_refit_row(self.refits[part], _auc(self.predictions[self.rival][part], self.level), len(at_level(preds, self.level)), self.level, self.rival, part))
         else: self._rows[key] = evaluate(preds, level=self.level, seed=self.seed).to_dict('index')
     return self._rows[key]
 
@@ -357,25 +378,31 @@ def gain(self:Controls,
 
 # %% ../nbs/api/14_controls.ipynb #e110446a
 @patch(as_prop=True)
-def table(self:Controls)->pd.DataFrame: # By part and control: auc, low, high, gain, gain low, gain high, p, n, saw, method
+def table(self:Controls)->pd.DataFrame: # By part and control: auc, low, high, gain, gain low, gain high, lowest, highest (of refits), p, n, saw, method
     "The model first, then each control, with the model's gain over it."
     rows = {}
     for part in self.predictions['model']:
         for name in self.predictions:
             r, g = self.measures(name, part)['auc'], self.gain(name, part)
             rows[part, name] = dict(auc=r['value'], low=r['low'], high=r['high'], gain=g.get('value', np.nan), **{f'gain {k}': g.get(k, np.nan) for k in ('low', 'high')},
-                p=r.get('p', np.nan), n=r['n'], saw=', '.join(self.saw[name]), method=r['method'])
+                **{k: r.get(k, np.nan) for k in ('lowest', 'highest', 'p')}, n=r['n'], saw=', '.join(self.saw[name]), method=r['method'])
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis(['part', 'control'])
 
 @patch
-def records(self:Controls)->list: # Dicts with name, features, one dict of metrics a part, gain by part; of shuffled labels refits and p
+def records(self:Controls)->list: # Dicts with name, features, one dict of metrics a part, gain by part; of shuffled labels refits, lowest, highest, p and rival
     "The controls as plain data, metadata first where they are among them."
     found = []
     for name in [o for o in self.predictions if o != 'model']:
         parts = {part: self.measures(name, part) for part in self.predictions[name]}
-        more = dict(refits=list(self.refits[part := [*parts][-1]]), refits_by_part=self.refits, p=parts[part]['auc']['p']) if _is_shuffled(name) else {}
-        found.append(dict(name=name, features=list(self.saw[name]), **parts, gain={p: g for p in parts if (g := self.gain(name, p))}, **more))
+        more = _refit_record(parts, self.refits) if _is_shuffled(name) else {}
+        found.append(dict(name=name, features=list(self.saw[name]), **parts, gain={p: g for p in parts if (g := self.gain(name, p))}) | more)
     return found
+
+def _refit_record(parts, refits):
+    "What the record of shuffled labels has instead of limits and a gain; single values are those of the last part."
+    rows = {part: dict(auc=o['auc'] | dict(low=None, high=None)) for part,o in parts.items()}
+    part = [*parts][-1]
+    return rows | dict(refits=list(refits[part]), refits_by_part=refits) | {k: rows[part]['auc'][k] for k in ('lowest', 'highest', 'p', 'rival')}
 
 # %% ../nbs/api/14_controls.ipynb #f86ae7ec
 _TELLING = {'border only': ('The border alone', 'what it knows may come from there'), 'centre masked': ('What is around the masked centre', 'what it knows may come from there'),
@@ -395,17 +422,18 @@ def findings(self:Controls,
         g = self.gain(name, part)
         said.append(f'{who} tells the classes apart, AUC {words(r)}; the model gains {words(g)} over it' + (f': {then}.' if g['low'] <= 0 else '.'))
     for name in [o for o in self.predictions if _is_shuffled(o)]:
-        said.append(f'Shuffled labels give {row(name)["value"]:.2f} on average, p = {row(name)["p"]:.3f}' + (': the labels taught nothing that shuffled ones do not.' if row(name)['p'] > .05 else '.'))
+        r, who = row(name), 'the model' if self.rival == 'model' else f'the stand-in ({self.rival}), not for the model'
+        said.append(f'Shuffled labels give {r["value"]:.2f} on average, {r["lowest"]:.2f} to {r["highest"]:.2f} in {r["n_refits"]} refits; p = {r["p"]:.3f} for {who}' + (': nothing shows that true labels teach more than shuffled ones.' if r['p'] > .05 else '.'))
     return said + [BORDER_NOTE]*any(o.startswith(('border', 'centre')) for o in self.predictions)
 
 @patch
-def __repr__(self:Controls): return self.table.drop(columns=['saw', 'method']).round(3).to_string() + '\n' + '\n'.join([*self.findings(), *self.notes])
+def __repr__(self:Controls): return self.table.drop(columns=['saw', 'method']).dropna(axis=1, how='all').round(3).to_string() + '\n' + '\n'.join([*self.findings(), *self.notes])
 
 @patch
 def _repr_html_(self:Controls):
     masks = ''.join(self.mask.keeping(o)._repr_html_() for o in self.predictions if o in ('border only', 'centre masked', 'centre only'))
     said = ''.join(f'<li>{escape(o)}</li>' for o in [*self.findings(), *self.notes])
-    return f'{self.table.drop(columns="method").to_html(border=0, float_format="{:.3f}".format, na_rep="")}{masks}<ul>{said}</ul>'
+    return f'{self.table.drop(columns="method").dropna(axis=1, how="all").to_html(border=0, float_format="{:.3f}".format, na_rep="")}{masks}<ul>{said}</ul>'
 
 # %% ../nbs/api/14_controls.ipynb #a01d7ca8
 def _requests(catalog, controls, columns, mask, seed):
@@ -424,12 +452,15 @@ def _requests(catalog, controls, columns, mask, seed):
     return found
 
 # %% ../nbs/api/14_controls.ipynb #5d9ec2fb
+def _dealt(trainings, level, seed):
+    "The trainings with labels dealt out anew: in the training part of a hold-out, and once for all folds, within each."
+    return [(fold, shuffle_labels(c, by=level, folds=fold is not None, seed=[*seed, int(fold is not None)])) for fold,c in trainings]
+
 def _refit(fit, trainings, n_refits, level, seed, progress):
-    "AUC by part of each refit with shuffled training labels, and the predictions of the first."
+    "AUC by part of each refit with shuffled labels, and the predictions of the first."
     found, first = {}, None
     for i in progress_bar(range(n_refits), display=progress, leave=False):
-        dealt = [(fold, shuffle_labels(c, by=level, seed=[seed, i, k])) for k,(fold,c) in enumerate(trainings)]
-        preds = _answers(fit, dealt, seed=seed)
+        preds = _answers(fit, _dealt(trainings, level, (seed, i)), seed=seed)
         first = first or preds
         for part,o in preds.items(): found.setdefault(part, []).append(_auc(o, level))
     return found, first
@@ -461,6 +492,7 @@ def run_controls(
     trainings = _trainings(catalog, parts)
     for _,o in trainings: _check_units(o, level)
     _check_classes(trainings)
+    if 'labels shuffled' in controls: _check_deals(trainings, level)
     requests = _requests(catalog, controls, columns, mask, seed)
     for name in controls: _check_trainer(fit, seed=seed, **_KNOWN[name]) if not name.startswith('metadata') else None
     found, saw, rival = _model_rows(model, fit, trainings, parts, seed)
@@ -469,7 +501,7 @@ def run_controls(
     if 'labels shuffled' in controls:
         name = f'labels shuffled by {level}'
         refits, found[name] = _refit(fit, trainings, n_refits, level, seed, progress)
-        saw[name] = ['whole images', f'training labels dealt out anew, {n_refits} times']
+        saw[name] = ['whole images', f'labels dealt out anew, {n_refits} times']
     return Controls(found, saw, refits, rival, level, mask, _notes(fit, catalog, columns, found, rival), seed)
 
 # %% ../nbs/api/14_controls.ipynb #3443ec50
@@ -499,7 +531,7 @@ def plot_controls(
     *,
     ax=None    # Axes to draw on; by default new ones
 ):             # The axes
-    "AUC and interval of the model and of each control; each refit with shuffled labels is a grey dot."
+    "AUC and interval of the model and of each control; each refit with shuffled labels is a grey dot, their mean a stroke, and no interval."
     part = part or [*controls.predictions['model']][-1]
     rows = controls.table.loc[part]
     ax = ax or plt.subplots(figsize=(6, .7 + .35*len(rows)), layout='constrained')[1]

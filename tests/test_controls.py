@@ -1,4 +1,4 @@
-"The rivals that cannot see the disease: what each may look at, what is compared with what, and what they say when they cannot."
+"The rivals that see less than the model: what each may look at, what is compared with what, and what they say when they cannot."
 import json
 
 import numpy as np
@@ -314,6 +314,25 @@ def test_every_patient_gets_every_label_as_often_as_it_occurs():
     assert abs(share - 1/3).max() < .05
 
 
+def test_folds_are_dealt_within_and_the_test_part_is_left():
+    df = patient_folds(study(60).assign(split='train', split_by='patient'), 4, seed=0)
+    df.loc[df.patient.isin(sorted(df.patient)[:10]), 'split'] = 'test'
+    inside, one = df.split != 'test', lambda d: d.drop_duplicates('patient').set_index('patient')
+    for seed in range(5):
+        dealt = shuffle_labels(df, folds=True, seed=seed)
+        assert (dealt.label[~inside] == df.label[~inside]).all() and (dealt[inside].groupby('patient').label.nunique() == 1).all()
+        count = lambda d: one(d[inside]).groupby('fold').label.value_counts().to_dict()
+        assert count(dealt) == count(df) and all((one(dealt).label != one(df).label)[one(df).fold == f].any() for f in range(4))
+        pd.testing.assert_frame_equal(dealt.drop(columns='label'), df.drop(columns='label'))
+
+
+def test_every_patient_of_a_fold_gets_every_label_as_often_as_the_fold_has_it():
+    df = made(30).assign(fold=np.arange(30) % 2 * 3)
+    df['label'] = np.where(np.arange(30) < 9, 'Sick', 'Healthy')
+    share = np.mean([shuffle_labels(df.drop(columns='split'), folds=True, seed=s).label == 'Sick' for s in range(2000)], 0)
+    assert abs(share - np.where(df.fold == 0, 5, 4)/15).max() < .05
+
+
 def test_labels_are_not_dealt_where_patients_are_unknown_or_have_two():
     df = made()
     with pytest.raises(ControlsError, match='unknown for 1 of 90.*by=.image.'): shuffle_labels(df.assign(patient=df.patient.where(df.index != 4)))
@@ -379,15 +398,68 @@ def test_each_control_is_asked_for_what_it_may_see():
     assert fit.calls[3]['seed'] != fit.calls[0]['seed']
 
 
-def test_refits_learn_dealt_labels_and_are_asked_about_true_ones():
+def test_refits_of_a_hold_out_learn_dealt_labels_and_are_asked_about_true_ones():
     catalog, fit = split_catalog(study(), valid=.3), Reader()
     found = run_controls(catalog, trainer=fit, controls=('labels shuffled',), n_refits=30, progress=False)
     train, refits = (catalog.split == 'train').to_numpy(), [o['catalog'].label.to_numpy() for o in fit.calls[1:]]
     assert len(refits) == 30 and len({tuple(o) for o in refits}) == 30
     for o in refits: assert (o[~train] == catalog.label.to_numpy()[~train]).all() and (o[train] != catalog.label.to_numpy()[train]).any()
     row = found.table.loc[('valid', 'labels shuffled by patient')]
-    assert (row.auc, row.low, row.high) == (np.mean(found.refits['valid']), min(found.refits['valid']), max(found.refits['valid'])) and row.low < .5 < row.high
+    assert (row.auc, row.lowest, row.highest) == (np.mean(found.refits['valid']), min(found.refits['valid']), max(found.refits['valid'])) and row.lowest < .5 < row.highest
+    assert np.isnan([row.low, row.high, row.gain]).all() and 'no interval' in row.method and found.table[['lowest', 'highest', 'p']].iloc[0].isna().all()
     assert found.refits['valid'][0] == pytest.approx(evaluate(found.predictions['labels shuffled by patient']['valid']).value['auc'])
+
+
+def test_one_deal_serves_all_folds_and_refits_are_asked_about_it():
+    catalog, fit = patient_folds(study(), 4, seed=1), Reader()
+    found = run_controls(catalog, trainer=fit, controls=('labels shuffled',), progress=False)
+    first, true = found.predictions['labels shuffled by patient']['out-of-fold'], catalog.set_index('path').label
+    deals = [[o['catalog'].set_index('path').label for o in fit.calls[4*i:4*i + 4]] for i in range(1, 21)]
+    for deal in deals:
+        assert all(o.reindex(deal[0].index).equals(deal[0]) for o in deal) and (deal[0] != true[deal[0].index]).any()
+        for _, fold in catalog.groupby('fold'): assert sorted(deal[0][fold.path]) == sorted(true[fold.path])
+    assert len({tuple(o[0][catalog.path]) for o in deals}) == 20
+    assert [first.classes[o] for o in first.targets] == deals[0][0][first.items].tolist()
+    assert found.refits['out-of-fold'][0] == pytest.approx(evaluate(first).value['auc'])
+    assert 'asked about as dealt' in found.table.method.iloc[-1] and found.table.p.iloc[-1] == 1/21
+
+
+def null_p_values(part, n_studies, n=45, ridge=30):
+    "p of studies whose labels mean nothing, for a regression that is linear in its labels; each fold holds as many sick patients, as `patient_folds` makes them."
+    catalog = pd.DataFrame(dict(patient=np.arange(n).astype(str), label=np.where(np.arange(n) < n//3, 'Sick', 'Healthy'), fold=np.arange(n) % 5))
+    catalog, found = catalog.assign(split=np.where((catalog.fold < 2) & (part == 'valid'), 'valid', 'train')), []
+    sick, asked = (lambda c: (c.label == 'Sick').to_numpy()), np.ones(n, bool) if part == 'out-of-fold' else (catalog.split == 'valid').to_numpy()
+    for s in range(n_studies):
+        x, scores = np.random.default_rng(s).normal(size=(n, 6)), np.zeros((n, n))
+        for out in [(catalog.fold == o).to_numpy() for o in range(5)] if part == 'out-of-fold' else [asked]:
+            a, m = x[~out], x[~out].mean(0)
+            scores[np.ix_(out, ~out)] = 1/len(a) + (x[out] - m) @ np.linalg.solve((a - m).T @ (a - m) + ridge*np.eye(6), (a - m).T)
+        def auc(c):
+            y, p = sick(c)[asked], (scores @ sick(c))[asked]
+            return (p[y][:, None] > p[~y]).mean()
+        found.append((sum(auc(shuffle_labels(catalog, folds=part == 'out-of-fold', seed=[s, i])) >= auc(catalog) for i in range(20)) + 1)/21)
+    return np.array(found)
+
+
+@pytest.mark.parametrize('part', ['valid', 'out-of-fold'])
+def test_a_p_value_of_a_tenth_comes_once_in_ten_studies_without_any_truth(part):
+    p = null_p_values(part, 250)
+    assert .05 < (p <= .1).mean() < .14 and .4 < (p <= .5).mean() < .6
+
+
+def test_a_trainer_that_looks_up_true_labels_is_refused():
+    catalog = patient_folds(study(), 4, seed=1)
+    true = dict(zip(catalog.path, catalog.label))
+    def cheat(catalog, mask=None, random=False, seed=0): return {k: Predictions(o.probs, [o.classes.index(true[i]) for i in o.items], o.classes, o.items, o.patients, 'patient') for k, o in Reader()(catalog).items()}
+    with pytest.raises(ControlsError, match='Take labels from that catalog'): run_controls(catalog, trainer=cheat, controls=('labels shuffled',), progress=False)
+
+
+def test_folds_within_which_nothing_can_be_dealt_are_refused_before_any_training():
+    catalog, fit = study(12), Reader()
+    with pytest.raises(ControlsError, match='within the folds: 1. With fewer than 20'): run_controls(catalog.assign(fold=catalog.patient.astype(int)), trainer=fit)
+    with pytest.raises(ControlsError, match='in the training part: 6. With fewer than 20'): run_controls(catalog.assign(split=np.where(np.arange(24) < 12, 'train', 'valid'), label=np.where(np.arange(24) % 12 < 2, 'Sick', 'Healthy')), trainer=fit)
+    assert fit.calls == []
+    run_controls(catalog.assign(fold=catalog.patient.astype(int)), trainer=fit, controls=('border only',), progress=False)
 
 
 def test_the_p_value_counts_the_refits_that_reach_the_model():
@@ -429,6 +501,7 @@ def test_a_model_from_elsewhere_is_compared_and_its_stand_in_named(tmp_path):
     assert list(found.predictions) == ['model', 'whole images', 'metadata', 'border only', 'labels shuffled by patient'] and found.rival == 'whole images'
     assert found.predictions['model']['valid'] is better and 'trained elsewhere' in found.notes[-1] and 'of whole images' in found.table.method.iloc[-1]
     assert found.table.p.iloc[-1] == (sum(o >= found.table.auc['valid', 'whole images'] for o in found.refits['valid']) + 1)/21
+    assert found.records()[-1]['rival'] == 'whole images' and any('for the stand-in (whole images), not for the model' in o for o in found.findings())
     own = run_controls(split_catalog(study(), valid=.3), run_controls(split_catalog(study(), valid=.3), trainer=Reader(), controls=('metadata',)).predictions['model'], trainer=Reader(), controls=('border only',))
     assert list(own.predictions) == ['model', 'border only']
 
@@ -463,6 +536,11 @@ def test_records_are_plain_data_in_the_shape_of_a_run():
         assert o['gain']['test'] == found.gain(o['name'], 'test')
     assert records[0]['features'] == ['patient number', 'format']
     assert records[-1]['refits'] == found.refits['test'] and len(records[-1]['refits']) == 20 and records[-1]['gain'] == {}
+    assert set(records[-1]) == {'name', 'features', 'valid', 'test', 'gain', 'refits', 'refits_by_part', 'lowest', 'highest', 'p', 'rival'} and records[-1]['rival'] == 'model'
+    for part in ('valid', 'test'):
+        row, refits = records[-1][part]['auc'], found.refits[part]
+        assert (row['low'], row['high'], row['lowest'], row['highest'], row['n_refits'], row['rival']) == (None, None, min(refits), max(refits), 20, 'model')
+    assert (records[-1]['lowest'], records[-1]['p']) == (min(found.refits['test']), records[-1]['test']['auc']['p'])
 
 
 @pytest.mark.parametrize('options, rule', [
@@ -496,7 +574,10 @@ def test_the_verdict_is_decided_by_the_interval():
     assert CANNOT_TELL in verdict(with_gain(-.1, .2)) and 'holds 0' in verdict(with_gain(0., .2))
     assert CANNOT_TELL in verdict(with_gain(-.3, -.1)) and 'metadata do better' in verdict(with_gain(-.3, -.1))
     assert CANNOT_TELL not in verdict(with_gain(.01, .2)) and 'That need not be disease' in verdict(with_gain(.01, .2))
-    assert 'nothing shows' in verdict(dict(low=None, high=None)) and 'nothing shows' in verdict(with_gain(np.nan, np.nan))
+    for o in (None, {}, dict(low=None, high=None), dict(low=.1, high=None), dict(low=np.nan, high=.2), with_gain(np.nan, np.nan), pd.Series(with_gain(np.nan, np.nan)), pd.Series(dict(low=pd.NA, high=.2), dtype=object)):
+        assert verdict(o) == verdict(None) and 'nothing shows that the model sees disease' in verdict(o)
+    assert verdict(pd.Series(with_gain(.01, .2))) == verdict(with_gain(.01, .2))
+    assert not any('single picture' in verdict(o) for o in (None, with_gain(-.3, -.1), with_gain(-.1, .2), with_gain(.01, .2)))
 
 
 def test_findings_follow_the_numbers():
@@ -515,6 +596,8 @@ def test_the_figure_shows_every_row_and_every_refit():
     ax = plot_controls(found)
     assert [o.get_text() for o in ax.get_yticklabels()] == list(found.predictions)
     assert sorted(next(o for o in ax.lines if len(o.get_xdata()) == 20).get_xdata()) == sorted(found.refits['valid'])
+    last = len(found.predictions) - 1
+    assert [len(o.get_xdata()) for o in ax.lines if set(o.get_ydata()) == {last}] == [20, 1], 'no line for a range'
     plt.close(ax.figure)
 
 
