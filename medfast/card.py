@@ -15,8 +15,8 @@ from pathlib import Path
 from .checklists import CHECKLISTS, checklist, count_words
 from .files import sha256, write_text
 from .page import counted, interval_words, is_known, listed, metric_name, number
-from .record import PARTS, controls_of, data_name, first_words, gain_over, read_run
-from .sections import SPLIT_WORDS, limits
+from .record import PARTS, control_parts, data_name, first_words, gain_over, read_run
+from .sections import SPLIT_WORDS, limits, temperature_of
 
 # %% ../nbs/api/16_card.ipynb #ccff3b79
 _UNPRINTABLE = re.compile('[<>\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]')
@@ -98,7 +98,13 @@ def _data_part(record):
     who = counted(data['n_patients'], 'patient') if data.get('n_patients') else 'unknown patients'
     told = [f'{counted(data.get("n_images"), "image")} of {who}; classes {listed(plain(o) for o in record.classes)}.', SPLIT_WORDS.get(record.results['split'].get('by'), 'How the images were split is unknown.'),
         origin.get('reference_standard') and f'Reference standard: {plain(origin["reference_standard"])}', *[plain(o) for o in origin.get('missing') or []], *[plain(o) for o in (record.get('sampling') or {}).get('warnings') or []]]
-    return ' '.join(o for o in told if o)
+    return ' '.join(o for o in [*told, *_audit_words(record)] if o)
+
+def _audit_words(record):
+    "What the leak audit found, and what it did not look at."
+    found = record.get('audit')
+    if not found: return ['No leak audit was recorded.']
+    return [f'The leak audit found {sum(o.get("found") or 0 for o in found)} on two sides ({listed(plain(o["check"]) for o in found)}).', *[plain(o) for o in record.get('audit_limits', [])]]
 
 def _training_part(record):
     "Network, weights, recipe."
@@ -115,9 +121,13 @@ def _results_part(record):
     return md_table([f'By {record.level}, with 95 % intervals', *[PARTS[p].capitalize() for p in parts]], rows)
 
 def _controls_part(record):
-    "What models reach that see less."
-    rows = [[o['name'], interval_words(o[record.part]['auc']), interval_words(g) if (g := gain_over(record, o, record.part)) else '–'] for o in controls_of(record, record.part) if 'auc' in o[record.part]]
-    return md_table(['Control', f'AUC, {PARTS[record.part]}', 'Gain of the model'], rows) if rows else 'No control was computed.'
+    "What models reach that see less, and what follows."
+    tables = []
+    for part,controls in control_parts(record).items():
+        rows = [[o['name'], interval_words(o[part]['auc']), interval_words(g) if (g := gain_over(record, o, part)) else '–'] for o in controls if 'auc' in o[part]]
+        if rows: tables.append(md_table(['Control', f'AUC, {PARTS[part]}', f'Gain of the model ({interval_words(record.results[part]["auc"])})'], rows))
+    said = '\n'.join(f'- {plain(o)}' for o in record.get('control_findings', []))
+    return '\n\n'.join([*(tables or ['No control was computed.']), *([said] if said else [])])
 
 # %% ../nbs/api/16_card.ipynb #cb213db3
 def _decision_part(record):
@@ -126,9 +136,11 @@ def _decision_part(record):
     if 'refused' in point: told = [f'No threshold was frozen: {plain(point["refused"])}']
     elif point.get('words'): told = [f'{plain(point["words"])}.', *([f'At it, on the test part: {listed(f"{metric_name(o)} {interval_words(rows[o])}" for o in ("sensitivity", "specificity", "ppv", "npv") if o in rows)}.'] if rows else [])]
     else: told = ['No operating point was set; a probability of .5 or more counts as positive.']
-    found = (record.get('calibration_after') or record.get('calibration') or {}).get(record.part) or {}
+    cooled, refused = temperature_of(record) and record.get('calibration_after'), (record.get('temperature') or {}).get('refused')
+    found = (cooled or record.get('calibration') or {}).get(record.part) or {}
     words = [f'{metric_name(o)} {interval_words(found[o])}' for o in ('slope', 'intercept', 'ece of a perfect model') if o in found] + ([f'{metric_name("ece")} {number(found["ece"]["value"], 3)}'] if 'ece' in found else [])
-    if words: told.append(f'Calibration{" after the temperature" if record.get("calibration_after") else ""}: {listed(words)}.')
+    if words: told.append(f'Calibration{" after the temperature" if cooled else ""}: {listed(words)}.')
+    if refused: told.append(f'No temperature was fitted: {plain(refused)}')
     return ' '.join(told)
 
 def _lists_part(record):

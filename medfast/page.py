@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DARK', 'LIGHT', 'COLOURS', 'TEXT_STYLE', 'TABLE_STYLE', 'FIGURE_STYLE', 'PLACE_STYLE', 'CSS', 'POLICY', 'is_known',
-           'number', 'interval_words', 'listed', 'counted', 'metric_name', 'table', 'cell', 'facts', 'section',
-           'missing', 'warning', 'folded', 'plot_uri', 'drawn', 'figure', 'picture', 'bar', 'tile', 'page_head']
+           'number', 'listed', 'counted', 'refit_range', 'interval_words', 'metric_name', 'table', 'cell', 'facts',
+           'section', 'missing', 'warning', 'folded', 'plot_uri', 'drawn', 'figure', 'picture', 'bar', 'tile',
+           'page_head']
 
 # %% ../nbs/api/16_page.ipynb #006f84a2
 import base64
@@ -35,13 +36,6 @@ def number(
     return f'{round(value, digits) + 0.:.{digits}f}'.replace('-', '−') if is_known(value) else '–'
 
 # %% ../nbs/api/16_page.ipynb #46ed214c
-def interval_words(
-    row,    # A dict with value, low, high
-    what='' # Names the interval where it is not clear, such as '95 % interval '
-)->str:
-    "A value with its interval, as prose."
-    return f'{number(row["value"])} ({what}{number(row["low"])} to {number(row["high"])})'
-
 def listed(
     words # Any
 )->str:
@@ -55,6 +49,22 @@ def counted(
 )->str:
     "`1 patient`, `12 345 images`."
     return f'– {what}s' if n is None else f'{n:,} {what}{"s"*(n != 1)}'.replace(',', '\u202f')
+
+# %% ../nbs/api/16_page.ipynb #24de4311
+def refit_range(
+    row # A dict with value, low, high; of refits with lowest, highest and n_refits
+)->str: # 'range of 20 refits', '' for all other rows
+    "What the limits of refits are called."
+    n = row.get('n_refits')
+    return f'range of {counted(n, "refit") if n else "refits"}' if 'lowest' in row else ''
+
+def interval_words(
+    row,    # A dict with value, low, high; of refits with lowest, highest and n_refits
+    what='' # Names the interval where it is not clear, such as '95 % interval '
+)->str:
+    "A value with its interval, as prose."
+    if span := refit_range(row): return f'{number(row["value"])} ({span} {number(row["lowest"])} to {number(row["highest"])})'
+    return f'{number(row["value"])} ({what}{number(row["low"])} to {number(row["high"])})'
 
 # %% ../nbs/api/16_page.ipynb #d0e5bb9e
 _NAMES = dict(auc='AUC', ppv='PPV', npv='NPV', brier='Brier score', ece='Expected calibration error', slope='Calibration slope', intercept='Calibration intercept')
@@ -84,7 +94,8 @@ def cell(
 ):
     "A value with its interval below it."
     if not row: return '–'
-    limits = Small(f'{number(row["low"], digits)} – {number(row["high"], digits)}') if is_known(row['low'], row['high']) else ''
+    (low,high), span = ((row['lowest'], row['highest']), f'{refit_range(row)} ') if 'lowest' in row else ((row['low'], row['high']), '')
+    limits = Small(f'{span}{number(low, digits)} – {number(high, digits)}') if is_known(low, high) else ''
     return Span(number(row['value'], digits), limits, cls='value')
 
 def facts(
@@ -213,10 +224,12 @@ def tile(
     name,       # Of the metric
     row,        # A dict with value, low, high
     rival=None, # The same of a control
-    who=''      # Name of the control
+    who='',     # Name of the control
+    note=''     # What else belongs to the number, such as its threshold
 ):
     "One number in large print."
     below = [Div(f'{who} alone {number(rival["value"])}', cls='below orange')] if rival else []
+    below += [Div(note, cls='below')] if note else []
     return Div(Div(metric_name(name), cls='name'), Div(number(row['value']), cls='big'), bar(row, rival),
         Div(f'{number(row["low"])} to {number(row["high"])}', cls='below'), *below, cls='tile')
 

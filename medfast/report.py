@@ -15,9 +15,10 @@ from fastcore.xml import A, Article, Body, Footer, H1, Header, Html, Li, Main, N
 # %% ../nbs/api/16_report.ipynb #e5322bda
 from .card import card_text, front_matter, write_card
 from .checklists import checklist, count_words
+from .controls import CANNOT_TELL, verdict
 from .files import write_text
 from .page import page_head
-from .record import CANNOT_TELL, Record, ReportError, first_words, made_up_run, read_run, verdict
+from .record import Record, ReportError, first_words, made_up_run, read_run
 from .sections import SECTIONS, tiles
 
 # %% ../nbs/api/16_report.ipynb #16c6649d
