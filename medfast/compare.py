@@ -32,7 +32,7 @@ from .pairs import paired as beside
 from .predictions import ensemble
 from .resume import differences, shown
 from .settings import is_whole
-from .split import split_hash
+from .split import seal_hash, sealed_items, split_hash
 from .stages import METRICS, Stage, check_stage, stage_loaders, train_stage
 
 # %% ../nbs/api/13_compare.ipynb #af8cda78
@@ -204,7 +204,7 @@ class _Loaders:
     def _check(self, dls, stage, key):
         "Raise `CompareError` for another split than that of the first stage, or of the folder, and for other images under the same options."
         seen,sees = _seen(dls),_sees(dls)
-        self.seen = self.seen or seen
+        self.seen,self.test = self.seen or seen,dls.catalogs.get('test')
         if other := differences(seen, self.seen): raise CompareError(f'Stage {stage.name!r} sees other data than the first stage: {"; ".join(other)}. All stages need the same split.')
         other = differences({k: self.held.get(k, v) for k,v in seen.items()}, seen)
         if other := other or [f'loaders({_options(stage.loaders)}): {o}' for o in differences(self.known.setdefault(key, sees), sees)]: _refuse(self.run, other)
@@ -667,7 +667,7 @@ def _open(self, plan):
     if same and self.run.done('test'): warnings.warn(f'The test part was opened before, for {opened[0]}. This is what was found then; it is not opened again.', stacklevel=3)
     if opened: return before
     self.run.save_json('test.json', plan)
-    self.run.open_test(plan['why'])
+    self.run.open_test(plan['why'], seal_hash(self.dls.test), sealed_items(self.dls.test))
     return plan
 
 def _tested(self, stage, seed, kept):

@@ -223,35 +223,54 @@ def mark(self:RunFolder,
         state = self.state
         if step not in state['done']: write_json(self/'state.json', {**state, 'done': [*state['done'], step]})
 
+# %% ../nbs/api/01_files.ipynb #df7c4c38
+@patch
+def unmark(self:RunFolder,
+    step # Name of a step
+):
+    "Take the mark of `step` back: it is to be done again."
+    with alone(self/'state.json'):
+        state = self.state
+        if step in state['done']: write_json(self/'state.json', {**state, 'done': [o for o in state['done'] if o != step]})
+
 # %% ../nbs/api/01_files.ipynb #ccb6708e
-REGISTER = 'test-openings.json' # Beside the runs: {hash of a split: names of the runs that opened its test part, in order}
+REGISTER = 'test-openings.json' # Beside the runs: {hash of a test part: names of the runs that opened it, in order}, and the images of each
+_ITEMS = 'items'
+
+def _is_register(seen):
+    "Whether `seen` is what a register holds."
+    if not isinstance(seen, dict) or not isinstance(seen.get(_ITEMS, {}), dict): return False
+    names = [n for k,o in seen.items() if k != _ITEMS for n in (o if isinstance(o, list) else [None])]
+    return all(isinstance(o, str) for o in [*names, *seen.get(_ITEMS, {}).values()])
 
 def _register(folder):
     "The register of a folder of runs. Raises `FilesError` for a damaged one: it must not be counted from 0 again."
     if not (folder/REGISTER).exists(): return {}
     try: seen = read_json(folder/REGISTER)
     except FilesError: seen = None
-    if isinstance(seen, dict) and all(isinstance(o, list) and all(isinstance(n, str) for n in o) for o in seen.values()): return seen
+    if _is_register(seen): return seen
     raise FilesError(f'{REGISTER} in the folder of runs {folder.name} is damaged. It counts how often each test set was opened, so do not write it anew: put back a copy, or use another folder of runs.')
 
-def _enter(run, split):
+def _enter(run, test, items):
     "Enter one more opening by `run` into the register."
     with alone(run.path.parent/REGISTER):
         seen = _register(run.path.parent)
-        write_json(run.path.parent/REGISTER, {**seen, split: [*seen.get(split, []), run.path.name]})
+        known = seen.get(_ITEMS, {}) | ({test: ' '.join(items)} if len(items) else {})
+        write_json(run.path.parent/REGISTER, {**seen, test: [*seen.get(test, []), run.path.name]} | ({_ITEMS: known} if known else {}))
 
 # %% ../nbs/api/01_files.ipynb #d5a106bf
 @patch
 def open_test(self:RunFolder,
     why,       # The reason, a sentence for the report
-    split=None # Hash of the split: enters the opening into the register of the folder of runs, too
+    test=None, # Hash of the test part: enters the opening into the register of the folder of runs, too
+    items=()   # Its images, as `sealed_items` names them
 )->int: # How often this run has now opened the test set
     "Count one more look at the test set, before the look. Raises `FilesError`."
     with alone(self/'state.json'):
         state = self.state
-        if split: _enter(self, split)
+        if test: _enter(self, test, items)
         openings = [*state['test_openings'], str(why)]
-        write_json(self/'state.json', {**state, 'test_openings': openings} | (dict(split=split) if split else {}))
+        write_json(self/'state.json', {**state, 'test_openings': openings} | (dict(test=test) if test else {}))
     return len(openings)
 
 @patch(as_prop=True)
@@ -260,18 +279,37 @@ def test_openings(self:RunFolder)->int: # A count
     return len(self.state['test_openings'])
 
 # %% ../nbs/api/01_files.ipynb #5d27e1ae
-def _stated(fn, split):
-    "How often a neighbour says that it has opened the test part of `split`; what is no run says nothing."
+def _opened(state, tests):
+    "How often a run with this state has opened one of `tests`; before there were hashes of test parts it named the split."
+    return len(state['test_openings']) if state.get('test', state.get('split')) in tests else 0
+
+def _stated(fn, tests):
+    "How often a neighbour says that it has opened one of `tests`; what is no run says nothing."
     try: state = read_json(fn)
     except FilesError: return 0
-    return len(state['test_openings']) if isinstance(state, dict) and state.get('split') == split and isinstance(state.get('test_openings'), list) else 0
+    return _opened(state, tests) if isinstance(state, dict) and isinstance(state.get('test_openings'), list) else 0
 
 @patch
 def other_openings(self:RunFolder,
-    split # Hash of the split
-)->dict:  # {name of a run: how often}, without the openings that this run counts itself
+    *tests # Hash of the test part; and that of the split, by which older registers counted
+)->dict:   # {name of a run: how often}, without the openings that this run counts itself
     "Which other runs beside this one have opened the same test set. Raises `FilesError` for a damaged register."
-    seen = Counter(_register(self.path.parent).get(split, []))
-    for fn in self.path.parent.glob('*/state.json'): seen[fn.parent.name] = max(seen[fn.parent.name], _stated(fn, split))
-    seen[self.path.name] -= len(self.state['test_openings']) if self.state.get('split') == split else 0
+    register = _register(self.path.parent)
+    seen = Counter(n for o in tests for n in register.get(o, []))
+    for fn in self.path.parent.glob('*/state.json'): seen[fn.parent.name] = max(seen[fn.parent.name], _stated(fn, tests))
+    seen[self.path.name] -= _opened(self.state, tests)
     return {k: n for k,n in sorted(seen.items()) if n > 0}
+
+# %% ../nbs/api/01_files.ipynb #f20dd345
+@patch
+def overlaps(self:RunFolder,
+    test, # Hash of the test part
+    items # Its images, as `sealed_items` names them
+)->dict:  # {name of a run: which share of `items` it has seen}
+    "Which runs beside this one have opened another test part with some of the same images, as far as the register knows."
+    register, own, found = _register(self.path.parent), set(items), {}
+    for key,other in register.get(_ITEMS, {}).items():
+        share = len(own & set(other.split()))/max(len(own), 1)
+        if key == test or not share: continue
+        for name in register.get(key, []): found[name] = max(share, found.get(name, 0))
+    return dict(sorted(found.items()))

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['split_command', 'SPLITS', 'SplitError', 'LeakageError', 'is_copy', 'item_ids', 'split_kind', 'split_catalog',
-           'split_summary', 'split_hash', 'patient_folds', 'images_per_patient', 'balanced_sample', 'balance_training',
-           'study_order', 'upsample_training', 'class_weights', 'MOST_PIXELS', 'LeakTable', 'audit_leakage',
-           'check_training', 'drop_leaks', 'make_folders']
+           'split_summary', 'split_hash', 'seal_hash', 'sealed_items', 'patient_folds', 'images_per_patient',
+           'balanced_sample', 'balance_training', 'study_order', 'upsample_training', 'class_weights', 'MOST_PIXELS',
+           'LeakTable', 'audit_leakage', 'check_training', 'drop_leaks', 'make_folders']
 
 # %% ../nbs/api/05_split.ipynb #103a0a1d
 import re
@@ -21,11 +21,11 @@ from fastcore.script import call_parse, store_true
 from .balance import balance_training, balanced_sample, class_weights, images_per_patient, study_order, upsample_training
 from .folders import make_folders
 from .leaks import MOST_PIXELS, LeakTable, audit_leakage, check_training, drop_leaks
-from .parts import patient_folds, split_catalog, split_hash, split_summary
+from .parts import patient_folds, seal_hash, sealed_items, split_catalog, split_hash, split_summary
 from .sides import SPLITS, LeakageError, SplitError, is_copy, item_ids, split_kind
 
 # %% ../nbs/api/05_split.ipynb #1db1cab2
-_all_ = ['SPLITS', 'SplitError', 'LeakageError', 'is_copy', 'item_ids', 'split_kind', 'split_catalog', 'split_summary', 'split_hash', 'patient_folds', 'images_per_patient', 'balanced_sample',
+_all_ = ['SPLITS', 'SplitError', 'LeakageError', 'is_copy', 'item_ids', 'split_kind', 'split_catalog', 'split_summary', 'split_hash', 'seal_hash', 'sealed_items', 'patient_folds', 'images_per_patient', 'balanced_sample',
     'balance_training', 'study_order', 'upsample_training', 'class_weights', 'MOST_PIXELS', 'LeakTable', 'audit_leakage', 'check_training', 'drop_leaks', 'make_folders']
 
 # %% ../nbs/api/05_split.ipynb #dd09f2b2

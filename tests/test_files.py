@@ -28,7 +28,7 @@ def test_a_folder_without_its_state_is_no_run(tmp_path):
 
 def look(home, name, n):
     run = RunFolder(home/name)
-    for _ in range(n): run.open_test('a look', split='s')
+    for _ in range(n): run.open_test('a look', test='s')
 
 
 def test_openings_by_many_at_once_are_all_counted(tmp_path):
@@ -53,20 +53,20 @@ def test_marks_by_many_at_once_are_all_kept(tmp_path):
     assert sorted(run.state['done']) == sorted(f'step {i}' for i in range(20))
 
 
-@pytest.mark.parametrize('text', ['', '{"s": [', '[]', 'null', '{"s": 3}', '{"s": [1]}', '{"s": {"a": 1}}'])
+@pytest.mark.parametrize('text', ['', '{"s": [', '[]', 'null', '{"s": 3}', '{"s": [1]}', '{"s": {"a": 1}}', '{"items": ["a"]}', '{"items": {"s": 1}}', '{"items": {"s": ["a"]}, "s": ["a"]}'])
 def test_a_damaged_register_is_an_error_before_the_look_and_stays(tmp_path, text):
     run = RunFolder(tmp_path/'run')
     (tmp_path/REGISTER).write_text(text)
-    for ask in (lambda: run.open_test('why', split='s'), lambda: run.other_openings('s')):
+    for ask in (lambda: run.open_test('why', test='s'), lambda: run.other_openings('s')):
         with pytest.raises(FilesError, match='test-openings.json.*is damaged.*do not write it anew'): ask()
     assert run.test_openings == 0 and (tmp_path/REGISTER).read_text() == text
-    assert run.open_test('without a split, as before') == 1
+    assert run.open_test('without a test part, as before') == 1
 
 
 def test_other_splits_and_what_is_no_run_do_not_count(tmp_path):
     a, b = (RunFolder(tmp_path/o) for o in 'ab')
-    b.open_test('why', split='another')
-    for name, text in (('x', '{"split": "s", "test_openings": 7}'), ('y', 'no json'), ('z', '[1]')):
+    b.open_test('why', test='another')
+    for name, text in (('x', '{"test": "s", "test_openings": 7}'), ('y', 'no json'), ('z', '[1]')):
         (tmp_path/name).mkdir()
         (tmp_path/name/'state.json').write_text(text)
     assert a.other_openings('s') == {} and a.other_openings('another') == dict(b=1)
@@ -74,10 +74,10 @@ def test_other_splits_and_what_is_no_run_do_not_count(tmp_path):
 
 def test_neither_the_register_nor_the_run_can_be_forgotten_alone(tmp_path):
     a, b = (RunFolder(tmp_path/o) for o in 'ab')
-    for o in (a, b): o.open_test('why', split='s')
+    for o in (a, b): o.open_test('why', test='s')
     (tmp_path/REGISTER).unlink()
     assert a.other_openings('s') == dict(b=1)
-    a.open_test('again', split='s')
+    a.open_test('again', test='s')
     assert json.loads((tmp_path/REGISTER).read_text()) == dict(s=['a']) and b.other_openings('s') == dict(a=2)
 
 
@@ -93,9 +93,40 @@ def test_a_lock_that_was_left_behind_is_named(tmp_path):
 
 
 def test_a_run_folder_made_anew_finds_its_own_earlier_look(tmp_path):
-    RunFolder(tmp_path/'a').open_test('why', split='s')
+    RunFolder(tmp_path/'a').open_test('why', test='s')
     (tmp_path/'a/state.json').unlink()
     again = RunFolder(tmp_path/'a')
     assert again.test_openings == 0 and again.other_openings('s') == dict(a=1)
-    again.open_test('why', split='s')
+    again.open_test('why', test='s')
     assert again.other_openings('s') == dict(a=1)
+
+
+def test_what_was_counted_by_split_is_counted_on(tmp_path):
+    "Folders and registers from before there were hashes of test parts: those of neighbours, of a removed run, and of the run itself."
+    for name in ('old', 'mine'):
+        (tmp_path/name).mkdir()
+        (tmp_path/name/'state.json').write_text(json.dumps(dict(done=['predict'], test_openings=['why'], split='a split')))
+    (tmp_path/REGISTER).write_text(json.dumps({'a split': ['old', 'mine', 'removed'], 'another': ['far']}))
+    mine, new = RunFolder(tmp_path/'mine'), RunFolder(tmp_path/'new')
+    assert mine.other_openings('a test', 'a split') == dict(old=1, removed=1) and mine.other_openings('a test') == {}
+    new.open_test('why', test='a test', items=['00', '01'])
+    assert new.other_openings('a test', 'a split') == dict(old=1, mine=1, removed=1) and mine.other_openings('a test', 'a split') == dict(new=1, old=1, removed=1)
+    assert read_json(tmp_path/REGISTER)['a split'] == ['old', 'mine', 'removed'] and new.overlaps('a test', ['00', '01']) == {}
+
+
+def test_a_test_part_that_overlaps_is_told_with_its_share(tmp_path):
+    a, b, c = (RunFolder(tmp_path/o) for o in 'abc')
+    a.open_test('why', test='A', items=['00', '01', '02', '03'])
+    b.open_test('why', test='B', items=['03', '04'])
+    c.open_test('why', test='C', items=['09'])
+    assert (a.overlaps('A', ['00', '01', '02', '03']), b.overlaps('B', ['03', '04']), c.overlaps('C', ['09'])) == (dict(b=.25), dict(a=.5), {})
+    a.open_test('another part', test='D', items=['04'])
+    assert b.overlaps('B', ['03', '04']) == dict(a=.5) and a.overlaps('D', ['04']) == dict(b=1.) and a.overlaps('none', []) == {}
+
+
+def test_a_mark_that_is_taken_back_leaves_the_rest(tmp_path):
+    run = RunFolder(tmp_path/'run')
+    for o in ('split', 'predict', 'report'): run.mark(o)
+    run.open_test('why', test='s')
+    run.unmark('report'); run.unmark('never marked')
+    assert run.state == dict(done=['split', 'predict'], test_openings=['why'], test='s')

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from safetensors import safe_open
 
-from medfast import decisions
+from medfast import decisions, study as study_module
 from medfast.catalog import CatalogError
 from medfast.evaluate import OperatingPoint, Predictions, calibration, evaluate, fit_temperature, operating_point, with_temperature
 from medfast.files import REGISTER, FilesError, RunFolder
@@ -94,8 +94,8 @@ def test_another_study_of_the_same_name_is_another_run(data, settings, whole, tm
 
 def test_a_second_run_on_the_same_split_is_counted(data, settings, whole):
     run = run_study(data, settings=settings.with_(epochs=1), pretrained=False, progress=False)
-    assert run.load_json('results.json')['other_openings'] >= 1
-    assert 'other runs on the same split' in (run/'report.html').read_text()
+    assert run.load_json('results.json')['other_openings'] >= 1 and 'other runs have opened it' in at_end(run)['seal']['words']
+    assert 'other runs' in (run/'report.html').read_text()
 
 
 def test_the_command_in_the_report_repeats_the_run(whole):
@@ -179,21 +179,66 @@ def test_one_model_is_what_its_parts_give_by_hand(whole, data, settings, tmp_pat
 
 def test_too_few_patients_leave_no_operating_point_and_a_reason(whole):
     results = at_end(whole)
-    assert results['operating_point']['set_on'] == results['temperature']['fitted_on'] == 'valid'
+    assert results['operating_point']['set_on'] == 'valid'
     assert 'at least 20 are needed' in results['operating_point']['refused'] and results['at_operating_point'] is None
     assert not (whole/'operating-point.json').exists()
 
 
-def test_calibration_is_told_before_and_after_the_temperature(whole):
+def test_too_few_patients_leave_the_probabilities_as_they_are(whole):
+    from medfast.bundle import load_bundle
     results = at_end(whole)
-    valid, test = (Predictions.load(whole/f'predictions-{o}.csv') for o in ('valid', 'test'))
-    value = fit_temperature(valid)
-    assert results['temperature']['value'] == pytest.approx(value)
+    heat, bundle = results['temperature'], load_bundle(whole/'bundle')
+    assert (heat['value'], heat['fitted_on'], heat['n']) == (1, None, 4) and 'at least 20 patients of each class, and there are 1 with Sick' in heat['refused']
+    assert results['calibration_after'] is None and bundle.temperature is None and not bundle.calibrated
+
+
+def test_a_temperature_takes_enough_of_both_classes(tmp_path):
+    "Twenty patients of the smaller class, whichever it is; else neither a temperature nor one in the operating point."
+    def preds(n_sick, n_healthy):
+        y = np.arange(n_sick + n_healthy) < n_sick
+        return Predictions.from_arrays(y, 1/(1 + np.exp(-np.random.default_rng(0).normal(2*y - 1, 1))), classes=['Healthy', 'Sick'], patients=range(len(y)), split_by='patient')
+    for i, (n_sick, n_healthy, fitted, pointed) in enumerate([(19, 60, False, False), (20, 60, True, True), (60, 19, False, True), (60, 20, True, True)]):
+        run, data = RunFolder(tmp_path/str(i)), preds(n_sick, n_healthy)
+        data.save(run/'predictions-valid.csv')
+        point, _ = study_module._point(run, StudyOptions())
+        heat = study_module._temperature(data, 'valid', point)
+        assert (heat['value'] == pytest.approx(fit_temperature(data)), 'refused' not in heat, point is not None) == (fitted, fitted, pointed)
+        assert heat['fitted_on'] == ('valid' if fitted else None) and (not point or point.temperature == heat['value'])
+
+
+def test_calibration_is_told_before_and_after_the_temperature(folded):
+    results = at_end(folded)
+    oof, test = (Predictions.load(folded/f'predictions-{o}.csv') for o in ('oof', 'test'))
+    value = fit_temperature(oof)
+    assert results['temperature'] == dict(value=pytest.approx(value), fitted_on='out-of-fold', n=15)
     before, after = calibration(test).value, calibration(with_temperature(test.by_patient(), value)).value
     for key, rows in (('calibration', before), ('calibration_after', after)):
         for metric in ('brier', 'ece', 'intercept'): assert results[key]['test'][metric]['value'] == pytest.approx(rows[metric])
-    assert 'fitted on these same patients' in results['calibration_after']['valid']['brier']['method']
-    assert 'fitted on these same patients' not in results['calibration_after']['test']['brier']['method'] + results['calibration']['valid']['brier']['method']
+    said = {part: rows['brier']['method'] for part, rows in results['calibration_after'].items()}
+    assert 'fitted on these same patients' in said['out-of-fold'] and 'fitted on these patients, among others' in said['valid'] and 'fitted' not in said['test']
+    assert not any('fitted' in rows['brier']['method'] for rows in results['calibration'].values())
+
+
+def test_the_run_says_what_it_knows_and_no_more(whole, folded, settings):
+    one, two = at_end(whole)['origin'], at_end(folded)['origin']
+    assert one['hyperparameters']['weight decay'] == .01, 'that of the optimizer, where the learner has none of its own'
+    assert one['seeds'] == dict(split=5, training=5) and two['seeds'] == dict(split=5, folds=5, training=[5, 6])
+    assert at_end(whole)['weights'] == 'random, seed 5' and at_end(folded)['weights'] == 'random, seeds 5, 6'
+    for o in (one, two):
+        for key in ('sample_size', 'selection'): assert 'not known to the run' in o[key], key
+
+
+@pytest.mark.parametrize('recipe, wd, found', [('fastai', None, .01), ('fastai', .3, .3), ('study', None, 0.)])
+def test_the_weight_decay_is_that_of_the_optimizer(recipe, wd, found):
+    import torch
+    from fastai.data.core import DataLoaders
+    from fastai.learner import Learner
+    from medfast.models import RECIPES
+    options = {k: v for k, v in RECIPES[recipe].items() if k != 'train_bn'} | (dict(wd=wd) if wd is not None else {})
+    learn = Learner(DataLoaders([], []), torch.nn.Linear(2, 2), loss_func=torch.nn.MSELoss(), **options)
+    learn.create_opt()
+    if learn.wd is not None: learn.opt.set_hypers(wd=learn.wd)
+    assert study_module._decay(learn) == learn.opt.hypers[-1]['wd'] == found
 
 
 def test_patients_and_images_are_counted_by_part_and_class(whole):
@@ -251,9 +296,24 @@ def test_nothing_that_is_told_names_a_patient_or_a_day(whole, data, settings):
     told = run_study(data, settings=settings, pretrained=False, identifying=True, progress=False)
     results = at_end(told)
     assert told.path == whole.path and told.test_openings == 1
-    assert results['patients']['test'] == sorted(split[split.split == 'test'].patient.unique()) and len(results['origin']['dates']) == 2
+    assert results['origin']['patients']['test'] == sorted(split[split.split == 'test'].patient.unique()) and len(results['origin']['dates']) == 2
+    assert results['origin']['patients']['test'][0] in (told/'report.html').read_text()
     run_study(data, settings=settings, pretrained=False, progress=False)
-    assert 'patients' not in at_end(whole)
+    assert not {'patients', 'dates'} & set(at_end(whole)['origin'])
+
+
+def test_stopped_between_results_and_report_is_told_again(whole, data, settings, monkeypatch):
+    "Results without dates beside a report with them do not pass as done."
+    ask = dict(settings=settings, pretrained=False, progress=False)
+    run_study(data, identifying=True, **ask)
+    day = at_end(whole)['origin']['dates'][0]
+    assert day in (whole/'report.html').read_text()
+    monkeypatch.setattr(study_module, '_figures', lambda *args: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt): run_study(data, **ask)
+    assert 'dates' not in at_end(whole)['origin'] and not whole.done('report')
+    monkeypatch.setattr(study_module, '_figures', lambda *args: None)
+    run = run_study(data, **ask)
+    assert run.done('report') and day not in (run/'report.html').read_text() and run.test_openings == 1
 
 
 def test_another_prevalence_is_told_without_another_look(whole, data, settings):
@@ -331,7 +391,7 @@ def test_a_training_without_mask_is_the_models_own(whole, data, settings):
 def folded(data, settings, tmp_path_factory):
     "Two folds; an operating point is allowed on four patients of a class."
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(decisions, 'ENOUGH', 4)
+        for o in (decisions, study_module): m.setattr(o, 'ENOUGH', 4)
         return run_study(data, settings=settings.with_(runs=tmp_path_factory.mktemp('folded')), pretrained=False, folds=2, progress=False)
 
 
@@ -366,7 +426,7 @@ def test_stopped_between_two_folds_and_gone_on_gives_the_same_numbers(folded, da
         if k: raise KeyboardInterrupt
         return develop(o, k)
     ask = dict(settings=settings, run=tmp_path/'run', pretrained=False, folds=2, progress=False)
-    monkeypatch.setattr(decisions, 'ENOUGH', 4)
+    for o in (decisions, study): monkeypatch.setattr(o, 'ENOUGH', 4)
     monkeypatch.setattr(study, '_develop', stop_at_the_second)
     with pytest.raises(KeyboardInterrupt): run_study(data, **ask)
     stopped = RunFolder(tmp_path/'run')
@@ -406,6 +466,29 @@ def test_a_run_begun_anew_does_not_close_the_test_part_again(data, settings, tmp
     assert (results['test_openings'], results['other_openings'], results['seal']['others']) == (1, 1, {'run': 1})
 
 
+def test_the_seal_is_that_of_the_test_part_whatever_is_validated(data, settings, tmp_path, monkeypatch):
+    "Another validation part is another split and the same test; a part of the same test patients is told with its share; another folder is not known."
+    ask = dict(settings=settings.with_(epochs=1), pretrained=False, progress=False)
+    first = at_end(run_study(data, run=tmp_path/'runs/first', **ask))['seal']
+    divide = study_module.split_catalog
+    def other_valid(catalog, **options):
+        split = divide(catalog, **options)
+        dev = split.split != 'test'
+        return split.assign(split=split.split.mask(dev, divide(catalog[dev], valid=.4, by='patient', seed=1).split))
+    monkeypatch.setattr(study_module, 'split_catalog', other_valid)
+    again = at_end(run_study(data, run=tmp_path/'runs/again', **ask))
+    assert again['seal']['test'] == first['test'] and again['seal']['split'] != first['split'] and again['seal']['others'] == dict(first=1) and again['other_openings'] == 1
+    def fewer_tested(catalog, **options):
+        split = divide(catalog, **options)
+        return split.assign(split=split.split.mask(split.path == split[(split.split == 'test') & (split.label == 'Healthy')].path.iloc[0], 'train'))
+    monkeypatch.setattr(study_module, 'split_catalog', fewer_tested)
+    part = at_end(run_study(data, run=tmp_path/'runs/part', **ask))['seal']
+    assert part['others'] == {} and part['overlaps'] == dict(again=1., first=1.) and 'up to 100%' in part['words']
+    monkeypatch.setattr(study_module, 'split_catalog', divide)
+    far = at_end(run_study(data, run=tmp_path/'elsewhere/run', **ask))['seal']
+    assert far['others'] == far['overlaps'] == {} and 'As far as the register beside this run knows, no other run has opened it' in far['words']
+
+
 def test_a_damaged_register_stops_before_the_look(data, settings, tmp_path):
     (tmp_path/REGISTER).write_text('{"a": 3}')
     with pytest.raises(FilesError, match='do not write it anew'): run_study(data, settings=settings.with_(epochs=1), run=tmp_path/'run', pretrained=False, progress=False)
@@ -432,8 +515,18 @@ def test_the_log_names_the_stage_and_the_end_says_what_was_found(folded, data, s
     lines = [o for o in capsys.readouterr().out.splitlines() if 'epoch' in o]
     assert [o.split(':')[0] for o in lines] == ['fold 1 of 2, all layers, epoch 1 of 1', 'fold 2 of 2, all layers, epoch 1 of 1']
     text = _summary(folded)
-    for part in ('Operating point: Sick from', 'Calibration slope', 'metadata  auc', 'gain of the model', 'Openings of the test part: 1 by this run, 0 by other runs', 'report.html'): assert part in text, part
-    assert 'Operating point: none. A sensitivity is kept on' in _summary(run)
+    for part in ('Operating point: Sick from', 'Calibration slope', 'metadata  auc', 'gain of the model', 'The test part was opened once by this run', 'As far as the register beside this run knows', 'report.html'): assert part in text, part
+    assert 'Operating point: none. A sensitivity is kept on' in _summary(run) and 'too few patients for a temperature' in _summary(run)
+
+
+def test_the_range_of_refits_is_not_printed_as_an_interval():
+    from medfast.study import _control_lines
+    row = dict(value=.5, low=None, high=None, lowest=.31, highest=.77, n=9, method='')
+    shuffled = dict(name='labels shuffled by patient', features=[], refits=[.5]*20, p=1/21, test=dict(auc=row), gain={}, rival='whole images')
+    line, = _control_lines(dict(controls=[shuffled]))
+    assert line.endswith('auc 0.500  (range of 20 refits: 0.310 to 0.770), p = 0.048 of whole images')
+    before, = _control_lines(dict(controls=[{k: v for k, v in shuffled.items() if k != 'rival'} | dict(test=dict(auc=dict(value=.5, low=.3, high=.8, n=9)))]))
+    assert before.endswith('(range of 20 refits: 0.300 to 0.800), p = 0.048')
 
 
 @pytest.mark.full
@@ -456,7 +549,6 @@ def test_the_bundle_of_a_run_says_what_its_predictions_say(whole, data):
     from medfast.bundle import load_bundle
     bundle, test = load_bundle(whole/'bundle'), Predictions.load(whole/'predictions-test.csv')
     results = at_end(whole)
-    assert bundle.classes == test.classes and bundle.temperature == results['temperature']['value'] and bundle.facts['results']['auc']['n'] == 5
+    assert bundle.classes == test.classes and bundle.temperature is None and bundle.facts['results']['auc']['n'] == 5
     said = [bundle.probabilities(bundle.prepare(data/o))[0] for o in test.items]
-    plain = np.array(said)**bundle.temperature
-    assert np.allclose(plain/plain.sum(1, keepdims=True), test.probs, atol=1e-5)
+    assert np.allclose(said, test.probs, atol=1e-5)
