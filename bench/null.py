@@ -1,6 +1,6 @@
 """Does a split by image find a disease that is not there, and a split by patient only one that is? 40 simulated studies, through files.
 
-    python bench/null.py                            # 40 studies, a line each: about ten minutes on one core
+    python bench/null.py                            # 40 studies, a line each: about twelve minutes on one core
     python bench/null.py --save null.csv            # the same; studies that stand in the file are not done again
     python bench/null.py --studies 3 --patients 20  # a look; the bounds are those of 40 studies of 60 + 60 and are not applied
 
