@@ -1532,6 +1532,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'medfast.study._fold_catalog': ('api/study.html#_fold_catalog', 'medfast/study.py'),
                                'medfast.study._fold_model': ('api/study.html#_fold_model', 'medfast/study.py'),
                                'medfast.study._folds': ('api/study.html#_folds', 'medfast/study.py'),
+                               'medfast.study._folds_words': ('api/study.html#_folds_words', 'medfast/study.py'),
                                'medfast.study._grouping': ('api/study.html#_grouping', 'medfast/study.py'),
                                'medfast.study._hyperparameters': ('api/study.html#_hyperparameters', 'medfast/study.py'),
                                'medfast.study._interval': ('api/study.html#_interval', 'medfast/study.py'),

@@ -371,6 +371,8 @@ def _check_listing(folder):
     pickled = sorted(o for o in names if Path(o).suffix.lower() in _PICKLES)
     if pickled: raise BundleError(f'{short_name(pickled[0])} is a pickle, such as learn.export writes: loading it runs whatever code is in it, so it is never opened here. Load it yourself only if you trust its author, and write a bundle with save_bundle.')
     lost,more = sorted({'medfast.json', 'model.safetensors', 'SHA256SUMS'} - names), sorted(names - set(_MOST))
+    if lost and (folder/'bundle').is_dir(): raise BundleError(f'{folder.name} is the folder of a run. Name the bundle in it: {folder.name}/bundle.')
+    if len(lost) == 3: raise BundleError(f'{folder.name} is no bundle: none of {", ".join(lost)} is in it. A bundle is the folder that save_bundle wrote.')
     if lost: raise BundleError(f'{lost[0]} is not in {folder.name}. {_AGAIN}')
     if more: raise BundleError(f'{short_name(more[0])} does not belong into a bundle. {_AGAIN}')
     return sorted(names - {'SHA256SUMS'})

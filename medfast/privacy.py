@@ -51,7 +51,7 @@ _WHO = r'(?:patients?|pacientes?|subjects?|mrn|hospital number|id)'
 _SIGNS = r"""(?:[\s_#:=("'“”‘’-]|\.(?! )|no\.?|nr\.?|nº|number|id)*[\s_#:=.("'“”‘’-]"""
 _NUMBER = r'[A-Z]{0,3}\d[\w-]*(?![\w-])'
 _COUNTED = r'(?!\s*(?:%|of\b|times\b|resamples\b|refits\b|images\b|folds\b|years\b))'
-NUMBERS = ((rf'(?i)(?<!by )(?<!over )(?<!per )(?<![^\W_])({_WHO})(?![^\W_])({_SIGNS}){_NUMBER}(?:(?:,\s*|\s+(?:and|or|e|y)\s+|\s*&\s*){_NUMBER})*{_COUNTED}', r'\1\2…'), (r'\b[0-2](?:\.\d+){7,}\b', '…'))
+NUMBERS = ((rf'(?i)(?<!by )(?<!over )(?<!per )(?<!medfast_run_)(?<!medfast_n_)(?<![^\W_])({_WHO})(?![^\W_])({_SIGNS}){_NUMBER}(?:(?:,\s*|\s+(?:and|or|e|y)\s+|\s*&\s*){_NUMBER})*{_COUNTED}', r'\1\2…'), (r'\b[0-2](?:\.\d+){7,}\b', '…'))
 
 def hide_dates(
     text # Any text

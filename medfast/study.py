@@ -711,10 +711,15 @@ def _interval(row, name=''):
     show = lambda v: '–' if v is None else f'{v:.3f}'
     return f'{name}{show(row["value"])}  [{show(row["low"])}, {show(row["high"])}]'
 
+def _folds_words(results):
+    "Whether folds would give enough patients for an operating point."
+    n = sum(results['origin']['n'][o]['positive'] for o in ('train', 'valid'))
+    return f' With --folds 5 there are {n}.' if n >= ENOUGH else f' --folds 5 would have {n}: more patients are needed.'
+
 def _point_lines(results):
     "The operating point and what it gives on the test part, or why there is none."
     point = results['operating_point']
-    if 'refused' in point: return [f'Operating point: none. {point["refused"].split(". ")[0]}.' + ' With --folds 5 all patients but those of the test part serve.'*(not results['options']['folds'])]
+    if 'refused' in point: return [f'Operating point: none. {point["refused"].split(". ")[0]}.' + _folds_words(results)*(not results['options']['folds'])]
     rows = results['at_operating_point']['test']
     return [f'Operating point: {point["words"]}', *[_interval(rows[o], f'  {o:<12} ') for o in ('sensitivity', 'specificity')]]
 
@@ -747,7 +752,7 @@ def _summary(run):
     results = run.load_json('results.json')
     test = results['test']
     rows = [_interval(test[o], f'  {o:<12} ') + f'  n = {test[o]["n"]}' for o in ('accuracy', 'sensitivity', 'specificity', 'auc')]
-    return '\n'.join(['Test set, by patient, with 95 % intervals:', *rows, *_point_lines(results), _slope_line(results), 'What needs no model of disease, on the same patients:', *_control_lines(results), _seen_line(results), f'Report: {run/"report.html"}', *[f'Bundle: {run/"bundle"}']*(run/'bundle').exists()])
+    return '\n'.join(['Test set, by patient, with 95 % intervals:', *rows, *_point_lines(results), _slope_line(results), 'What needs no model of disease, on the same patients:', *_control_lines(results), _seen_line(results), f'Report: {run/"report.html"}', f'Bundle: {run/"bundle"}' if (run/'bundle').exists() else 'Bundle: none. Several networks are averaged, and a bundle holds one; run without --folds for one.'])
 
 # %% ../nbs/api/17_study.ipynb #e02eb395
 @call_parse

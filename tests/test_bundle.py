@@ -557,7 +557,10 @@ def test_a_missing_file_is_named(hostile, name):
 
 
 def test_no_folder_no_bundle(tmp_path):
-    for path in (tmp_path/'lost', tmp_path): refuses(path, 'is no folder|is not in')
+    refuses(tmp_path/'lost', 'is no folder')
+    refuses(tmp_path, 'is no bundle: none of')
+    (tmp_path/'bundle').mkdir()
+    refuses(tmp_path, 'is the folder of a run. Name the bundle in it')
 
 
 def corrupt(folder, n, seed=0):
