@@ -179,6 +179,7 @@ gradio-app,body,.gradio-container{background:var(--page)!important}
 .mf.refusal{border-left-color:var(--orange)}.mf.refusal h2{font-size:1.3rem}
 '''
 
+# %% ../nbs/api/18_app.ipynb #639ddf63
 _PARTS = '''
 .mf .meters{margin:1rem 0 .8rem;max-width:44rem}
 .mf .meter{display:grid;grid-template-columns:minmax(5rem,11rem) 1fr 4.6rem;gap:.9rem;align-items:center;padding:.28rem 0}

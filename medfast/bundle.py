@@ -530,6 +530,7 @@ def look(self:Bundle,
     _check_kind(self.input, image, short_name(name))
     return image
 
+# %% ../nbs/api/15_bundle.ipynb #b868768f
 @patch
 def _pixels(self:Bundle, source, trace, notes):
     "(channels, rows, columns) from 0 to 1, by the functions of the training."
@@ -668,6 +669,7 @@ def _answers(self:Bundle, sources, bs, tta, trace):
                 yield Answer(name, error=str(x)) if isinstance(x, ImageError) else self._answer(name, next(ps), notes, [*steps, *more] if trace else ())
     finally: pool.shutdown(wait=True, cancel_futures=True)
 
+# %% ../nbs/api/15_bundle.ipynb #84dd935a
 @patch
 def predict_many(self:Bundle,
     sources, # Any number of sources; a generator is read as it goes
@@ -734,6 +736,7 @@ def _gap(runtime, fn, model, xs):
     with torch.no_grad(): pairs = [(model(x).numpy(), session.run(None, {'images': x.numpy()})[0]) for x in xs]
     return max(float(np.abs(a - b).max()/max(1, np.abs(a).max())) for a,b in pairs)
 
+# %% ../nbs/api/15_bundle.ipynb #9cae5c7d
 def export_onnx(
     bundle, # A `Bundle`
     path,   # The .onnx file

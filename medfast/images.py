@@ -256,6 +256,7 @@ class ReadImage(Transform):
         self.told = self.told or bool(dark)
         return x
 
+# %% ../nbs/api/07_images.ipynb #bd774261
 def _stamp(fn):
     "Time and size of a file or of an archive; None where it is not there."
     try: at = os.stat((split_item(fn) or [fn])[0])

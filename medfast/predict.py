@@ -228,6 +228,7 @@ def _prepare(bundle, paths, csv, options):
         return loaded, found, left
     except FilesError as e: _leave(f'medfast-predict: {e}\n', 2)
 
+# %% ../nbs/api/15_predict.ipynb #5fe732db
 @call_parse
 def predict_command(
     bundle:str, # Folder that save_bundle wrote

@@ -260,6 +260,7 @@ def _calibration_figure(record):
     if not temperature_of(record): return plain
     return Div(plain, figure(lambda: plot_calibration(_cooled(record), level=record.level), 'Calibration curve after the temperature', record.label), cls='row')
 
+# %% ../nbs/api/16_sections.ipynb #d1da7e5d
 def _fitted_words(record):
     "Which temperature was fitted on whom, or why none was."
     t = record.get('temperature')

@@ -723,6 +723,7 @@ def _point_lines(results):
     rows = results['at_operating_point']['test']
     return [f'Operating point: {point["words"]}', *[_interval(rows[o], f'  {o:<12} ') for o in ('sensitivity', 'specificity')]]
 
+# %% ../nbs/api/17_study.ipynb #7d6dc169
 def _refit_words(control, row):
     "The mean AUC of refits with its range, which is no interval, and the p value of what stands beside them."
     low, high = (row.get(new) if row.get(new) is not None else row[old] for new,old in (('lowest', 'low'), ('highest', 'high')))
@@ -738,6 +739,7 @@ def _control_lines(results):
         lines.append(f'  {o["name"]:<{width}}  auc ' + (_refit_words(o, row) if 'refits' in o else _interval(row)) + gain + ' (out of fold)'*(part != 'test'))
     return lines
 
+# %% ../nbs/api/17_study.ipynb #14594359
 def _slope_line(results):
     "The calibration slope, and what the temperature makes of it."
     first, after = _interval(results['calibration']['test']['slope'], 'Calibration slope (1 is honest): '), results['calibration_after']
