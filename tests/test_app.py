@@ -168,7 +168,7 @@ def test_without_a_bundle_the_way_out_is_named(monkeypatch, tmp_path):
     monkeypatch.delenv('MEDFAST_BUNDLE', raising=False)
     with pytest.raises(BundleError, match='MEDFAST_BUNDLE'): predict_upload(b'x', 'x.png')
     monkeypatch.setenv('MEDFAST_BUNDLE', str(tmp_path))
-    with pytest.raises(BundleError, match='is not in'): predict_upload(b'x', 'x.png')
+    with pytest.raises(BundleError, match='is no bundle'): predict_upload(b'x', 'x.png')
 
 
 @pytest.mark.parametrize('n', [100, pytest.param(3000, marks=pytest.mark.full)])
@@ -308,7 +308,7 @@ def test_what_is_no_bundle_ends_with_a_sentence_and_code_2(tmp_path, capsys):
     from medfast.app import app_command
     with pytest.raises(SystemExit) as end: app_command(str(tmp_path))
     said = capsys.readouterr().err
-    assert end.value.code == 2 and said.count('\n') == 1 and 'is not in' in said
+    assert end.value.code == 2 and said.count('\n') == 1 and 'is no bundle' in said
 
 
 def test_without_the_extra_the_error_says_what_to_install(bundles, monkeypatch, tmp_path):

@@ -100,7 +100,7 @@ def test_lines_for_a_reader(made, call, home):
     assert 'Warning' not in done.stderr and 'no medical device' not in done.stdout and 'not a medical device' in done.stderr
 
 
-@pytest.mark.parametrize('args,says', [((), 'usage'), (('--nothing',), 'usage'), (('{jpg}',), 'required'), (('{home}/lost', 'a.png'), 'is no folder'), (('{home}/ward', 'a.png'), 'is not in'), (('{jpg}', '{home}/empty'), 'no image was found'),
+@pytest.mark.parametrize('args,says', [((), 'usage'), (('--nothing',), 'usage'), (('{jpg}',), 'required'), (('{home}/lost', 'a.png'), 'is no folder'), (('{home}/ward', 'a.png'), 'is no bundle'), (('{jpg}', '{home}/empty'), 'no image was found'),
     (('{jpg}', '{home}/ward/00.jpg', '--tta', '2'), 'no views'), (('{jpg}', '{home}/ward/00.jpg', '--tta', 'x'), 'invalid'), (('{jpg}', '{home}/ward/00.jpg', '--bs', '0'), 'bs = 0'), (('{jpg}', 'a.png', '--csv', '{home}/there.csv'), 'nothing is overwritten'),
     (('{jpg}', 'a.png', '--csv', '{home}/half.csv'), 'half.partial.csv is there already'), (('{jpg}', 'a.png', '--csv', '{home}/no/out.csv'), 'no folder no')])
 def test_a_call_that_cannot_be_meant_ends_with_2(made, call, home, args, says):
