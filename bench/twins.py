@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
 
-from medfast.archive import item_path
 from medfast.catalog import coronahack_catalog, dmr_catalog, medmnist_catalog, radiography_catalog
 from medfast.simulate import simulate_study
 from medfast.split import LeakageError, audit_leakage, split_catalog

@@ -134,7 +134,7 @@ def _repeats(n, times):
     "{class: (how often all images are repeated, how many once more)}."
     times = times or {}
     strange = [c for c in times if c not in n.index]
-    if strange: raise SplitError(f'times: {strange[0]!r} is no class. Choose from {", ".join(n.index)}.')
+    if strange: raise SplitError(f'times: {strange[0]!r} is no class. Choose from {", ".join(map(str, n.index))}.')
     bad = {c: k for c,k in times.items() if not is_whole(k) or k < 1}
     if bad: raise SplitError(f'times = {times!r}: give whole numbers from 1 (each image once) on.')
     return {c: (times.get(c, 1) - 1, 0) for c in n.index} if times else {c: divmod(int(n.max() - k), int(k)) for c,k in n.items()}

@@ -10,11 +10,10 @@ import os
 import warnings
 
 # %% ../nbs/api/05_leaks.ipynb #bde7f2f1
-import numpy as np
 import pandas as pd
 
 # %% ../nbs/api/05_leaks.ipynb #8f991911
-from .archive import array_id, counted, one_channel, same_path, split_item
+from .archive import counted, same_path, split_item
 from .pictures import equal_names
 from .sides import SPLITS, LeakageError, SplitError, check_claim, checked_catalog, is_copy, item_ids, on_two_sides, originals, split_kind, stray_copies
 from .twins import NOT_FOUND, equal_arrays, equal_files, equal_pixels, near_twins

@@ -158,8 +158,8 @@ def split_summary(
     check_claim(whole)
     catalog,copies = originals(whole), whole[is_copy(whole)]
     classes = list(by_class(catalog))
-    positive = positive or classes[-1]
-    if positive not in classes: raise SplitError(f'positive = {positive!r} is not a class. Choose one of {", ".join(classes)}.')
+    positive = classes[-1] if positive is None else positive
+    if positive not in classes: raise SplitError(f'positive = {positive!r} is not a class. Choose one of {", ".join(map(str, classes))}.')
     parts = {s: catalog[catalog.split == s] for s in SPLITS if (catalog.split == s).any()} | dict(whole=catalog)
     table = pd.DataFrame({s: _tally(part, classes, positive) for s,part in parts.items()}).T
     if 'copy' in catalog: table.insert(2, 'copies', [int((copies.split == s).sum()) if s != 'whole' else len(copies) for s in table.index])

@@ -23,7 +23,7 @@ from sklearn.neighbors import NearestNeighbors
 # %% ../nbs/api/05_twins.ipynb #5524de74
 from .archive import array_id, content_ids, is_remembered, item_name, item_names, item_shape, one_channel, read_item, remembered, split_item
 from .pictures import in_threads
-from .sides import SPLITS, originals, split_kind
+from .sides import SPLITS, originals, patients_of, split_kind
 from .thermogram import ThermogramError, read_thermogram
 
 # %% ../nbs/api/05_twins.ipynb #7af47bac
@@ -42,12 +42,14 @@ def _levels(image):
     return _narrow(np.asarray(image)) if image.mode.startswith('I') else one_channel(np.asarray(image.convert('RGB')))
 
 # %% ../nbs/api/05_twins.ipynb #4e841451
+def _is_text(path): return Path(path).suffix.lower() in ('.txt', '.csv')
+
 def read_pixels(
     path # A picture, a matrix of temperatures, or 'file.npz#train/17'
 )->np.ndarray: # uint8 (rows, columns), or (rows, columns, 3) of colour; int32 for more than 8 bits; float32 °C of a matrix
     "What is in an image, however it was saved. Raises `TwinError`, `ThermogramError` or `ArchiveError`, naming the file."
     if split_item(path): return one_channel(read_item(path))
-    if Path(path).suffix.lower() in ('.txt', '.csv'): return read_thermogram(path)
+    if _is_text(path): return read_thermogram(path)
     try:
         with Image.open(path) as image: return _levels(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
@@ -71,7 +73,7 @@ def _outline(path):
 
 def _file_outline(path):
     try:
-        if Path(path).suffix.lower() not in ('.txt', '.csv'):
+        if not _is_text(path):
             with Image.open(path) as image: return sorted(image.size)
         with open(path, 'rb') as f: return [float(o.replace(b',', b'.')) for o in _NUMBER.findall(f.read(240))[:8]] or None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError): return None
@@ -130,7 +132,7 @@ def equal_pixels(
 def _area(path):
     "Pixels that have to be decoded; a matrix of text takes ten times as long."
     if split_item(path) or is_remembered('pixels', path): return 0
-    return 10*480*640 if Path(path).suffix.lower() in ('.txt', '.csv') else int(np.prod(_outline(path)))
+    return 10*480*640 if _is_text(path) else int(np.prod(_outline(path)))
 
 # %% ../nbs/api/05_twins.ipynb #d8a5ec40
 SIDE,THUMBNAIL,BLUR = 128, 32, 4 # Pixels: side of the details, side of the thumbnail, deviation of the blur that is taken away
@@ -246,9 +248,7 @@ def _at_one_size(paths, size, details, a, b):
 # %% ../nbs/api/05_twins.ipynb #b2cdd6f9
 def _patients(catalog, a, b):
     "'same', 'different' or 'unknown', for each pair."
-    if 'patient' not in catalog: return np.full(len(a), 'unknown', dtype=object)
-    patient = catalog.patient.to_numpy(dtype=object)
-    known = catalog.patient.notna().to_numpy()
+    patient,known = catalog.patient.to_numpy(dtype=object), catalog.patient.notna().to_numpy()
     return np.where(known[a] & known[b], np.where(patient[a].astype(str) == patient[b].astype(str), 'same', 'different'), 'unknown').astype(object)
 
 def _strangers(details, sides, correlation, patients, n=2000):
@@ -311,13 +311,13 @@ def _warnings(found):
 
 # %% ../nbs/api/05_twins.ipynb #f644c760
 def _checked(catalog, on, threshold):
-    "The images themselves, without repetitions; raises where there is nothing to compare."
+    "The images themselves, without repetitions, with clean names of patients; raises where there is nothing to compare."
     lacking = [c for c in ('path', on) if c not in catalog]
     if lacking: raise TwinError(f'The catalog has no column {lacking[0]!r}. Split it first: split_catalog.')
     if not 0 < threshold < 1: raise TwinError(f'threshold = {threshold!r}: give a correlation between 0 and 1; .8 is measured.')
     rows = originals(catalog)
     if rows[on].nunique() < 2: raise TwinError(f'The column {on!r} has {rows[on].nunique()} value in {len(rows)} images. Twins are looked for on two sides.')
-    return rows
+    return rows.assign(patient=patients_of(rows))
 
 def _kind(a, b, same):
     "'same bytes', 'same pixels' or 'near twin'."
@@ -342,8 +342,8 @@ def near_twins(
     table = pd.DataFrame(dict(a=a, b=b, correlation=np.where(ids[a] == ids[b], 1, correlation), same=ids[a] == ids[b], patients=_patients(rows, a, b), shift=100*np.abs(shift).max(1)/SIDE))
     who,strange = _strangers(details, sides, table.correlation.to_numpy(), table.patients.to_numpy())
     table = table[table.correlation > threshold].sort_values('correlation', ascending=False, kind='stable', ignore_index=True)
-    unknown = int(rows.patient.isna().sum()) if 'patient' in rows else len(rows)
-    return Twins(_pairs(table, paths, sides, on, strange), _rates(table, sides, split_kind(rows)), _stranger_row(who, strange, threshold), threshold, split_kind(rows), unknown, int(size.min()), paths, table[['a', 'b']].to_numpy())
+    by = split_kind(rows)
+    return Twins(_pairs(table, paths, sides, on, strange), _rates(table, sides, by), _stranger_row(who, strange, threshold), threshold, by, int(rows.patient.isna().sum()), int(size.min()), paths, table[['a', 'b']].to_numpy())
 
 # %% ../nbs/api/05_twins.ipynb #1db83f18
 def _pairs(table, paths, sides, on, strange):

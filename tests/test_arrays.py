@@ -10,7 +10,6 @@ import pytest
 import torch
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.learner import Learner, load_learner
-from fastai.optimizer import SGD
 from fastai.torch_core import no_random
 from fastai.vision.augment import Rotate
 from fastai.vision.core import TensorImage
@@ -575,7 +574,6 @@ def test_rates_are_searched_without_a_trace(catalog, images):
 
 
 def test_training_goes_on_where_it_was_stopped(catalog, images, tmp_path):
-    def stop(learn): raise KeyboardInterrupt
     make = lambda: learner(array_dls(catalog, images=images, bs=8, augment='chest'))
     whole = make().fit_resumable(3, 1e-2, tmp_path/'a.safetensors')
     from fastai.callback.core import Callback

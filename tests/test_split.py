@@ -996,5 +996,12 @@ def test_a_split_by_patient_without_patients_is_no_claim():
         with pytest.raises(LeakageError, match="split_by says 'patient', but the patient of 24 of 24"): call(split)
 
 
+def test_classes_may_be_numbers_and_0_is_one():
+    split = split_catalog(two_by_two(label=[0]*12 + [1]*12), valid=.25)[4:]
+    assert split_summary(split, positive=0).loc['whole', 'prevalence by image'] == .4 and split_summary(split).loc['whole', 'prevalence by image'] == .6
+    with pytest.raises(SplitError, match='positive = 7 is not a class. Choose one of 0, 1'): split_summary(split, positive=7)
+    with pytest.raises(SplitError, match='times: 7 is no class. Choose from 0, 1'): upsample_training(split, times={7: 2})
+
+
 def test_digits_are_classes_in_numeric_order():
     assert list(class_weights(two_by_two(label=['2']*12 + ['10']*12, split='train'))) == ['2', '10']

@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 from medfast import twins
 from medfast.archive import item_names, item_path
 from medfast.thermogram import ThermogramError
-from medfast.twins import TwinError, equal_arrays, equal_files, equal_pixels, near_twins, pixel_id, plot_twins, read_pixels, twin_correlation
+from medfast.twins import TwinError, equal_pixels, near_twins, pixel_id, plot_twins, read_pixels, twin_correlation
 
 spec = importlib.util.spec_from_file_location('bench_twins', ROOT/'bench'/'twins.py')
 bench = importlib.util.module_from_spec(spec)
@@ -59,7 +59,6 @@ def with_test(scans, paths, **columns):
 # --- decoded pixels
 
 def deep(g): return Image.fromarray(g.astype(np.uint16)*257)
-def palette(g): return Image.fromarray(g).convert('RGB').quantize(256, dither=Image.Dither.NONE)
 
 
 @pytest.mark.parametrize('ending,make,options', [
@@ -231,6 +230,8 @@ def test_patients_the_same_different_and_unknown(scans, tmp_path):
     for unknown in (catalog.drop(columns='patient'), catalog.assign(patient=pd.NA)):
         found = near_twins(unknown)
         assert len(found.pairs) == 3 and 'patients unknown' in repr(found) and found.strangers.index[0].startswith('random pairs')
+    typed = near_twins(catalog.assign(patient=['00 ', *catalog.patient[1:31], ' ', *catalog.patient[32:]]))
+    assert typed.pairs.patients.tolist() == near_twins(catalog).pairs.patients.tolist() and typed.unknown == 1 # blanks make neither a patient nor another one
 
 
 def test_a_split_by_image_says_what_it_is(scans, tmp_path):
