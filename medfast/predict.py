@@ -177,6 +177,12 @@ class _Bar:
         sys.stderr.write(f'\r{n:,} of {self.total:,} images, {n/max(self.last - self.start, 1e-9):.1f} a second' + '\n'*(n==self.total))
         sys.stderr.flush()
 
+    def over(self, items):
+        "`items` as they are, counted while they go."
+        for i,o in enumerate(items):
+            self(i)
+            yield o
+
 def _line(a):
     "One answer for a reader."
     words = [_shown(a.item), a.label, f'{a.probability:.4f}'] + [a.decision]*bool(a.decision) + [f'({o})' for o in a.notes]
@@ -189,23 +195,23 @@ def _heading(bundle):
     return '\t'.join(words) + '\n'
 
 # %% ../nbs/api/15_predict.ipynb #9502c14c
-def _run(bundle, paths, table, options, bar):
-    "Write answers as they come; how many were read and how many were not."
-    from medfast.bundle import Answer
-    done = Counter()
+def _run(bundle, paths, patient, table, options, bar):
+    "Write answers as they come, or the one for all images of a patient; how many images were read and how many were not."
+    done,sources = Counter(), open_sources(paths)
     if not table: sys.stdout.write(_heading(bundle))
-    for a in bundle.predict_many(open_sources(paths), **options):
-        done[bool(a.error)] += 1
+    for a in bundle.predict_many(sources, **options) if patient is None else [bundle.predict_patient(bar.over(sources), patient, **options)]:
+        unread = a.unread or [(a.item, a.error)]*bool(a.error)
+        done.update({False: a.n_images, True: len(unread)})
         if table: table(row(a, bundle.classes, options['trace']))
         elif not a.error: sys.stdout.write(_line(a))
-        if a.error: sys.stderr.write(('\r' if bar.on else '') + f'{_shown(a.item)}: not read. {a.error}\n')
+        for name,why in unread: sys.stderr.write(('\r' if bar.on else '') + f'{_shown(name)}: not read. {why}\n')
         bar(done.total())
     return done
 
-def _report(bundle, done, left):
+def _report(bundle, done, left, patient):
     "What is said at the end, on the error stream."
     beside = f'Left out of the folders: {", ".join(f"{n} {k}" for k,n in sorted(left.items()))}.\n' if left else ''
-    point = 'The threshold was set by patient, on the mean of all images; a decision here is that of one image.\n' if bundle.point else ''
+    point = 'The threshold was set by patient, on the mean of all images; a decision here is that of one image. --patient NAME takes all images together.\n' if bundle.point and patient is None else ''
     return f'{counted(done[False], "image")} read, {done[True]} could not be read.\n{beside}{point}medfast is a teaching tool, not a medical device.\n'
 
 # %% ../nbs/api/15_predict.ipynb #e0419226
@@ -236,6 +242,7 @@ def predict_command(
     csv:str=None, # Write a table instead of lines; rows so far lie in NAME.partial.csv
     tta:int=0,  # Augmented views to average with each image
     bs:int=None, # Images a batch; the learner's without
+    patient:str=None, # All images are of this one patient: a single answer, their mean, as the threshold was set
     trace:store_true=False # Say what was done to each image
 ):
     "Predict images with a bundle. Exit code: 0 all were read, 1 some were not, 2 the call cannot be meant."
@@ -247,9 +254,9 @@ def predict_command(
     bar = _Bar(count_sources(found) if seen else 0, seen)
     try:
         if csv:
-            with open_table(csv, header(loaded.classes, trace)) as table: done = _run(loaded, found, table, options, bar)
-        else: done = _run(loaded, found, None, options, bar)
+            with open_table(csv, header(loaded.classes, trace)) as table: done = _run(loaded, found, patient, table, options, bar)
+        else: done = _run(loaded, found, patient, None, options, bar)
     except KeyboardInterrupt: _leave('\nStopped.' + (f' The rows so far are in {_partial(csv).name}.' if csv else '') + '\n', 130)
     except BrokenPipeError: os._exit(1)
     except OSError as e: _leave(f'medfast-predict: {Path(csv or "the output").name} cannot be written ({e.strerror}).' + (f' The rows so far are in {_partial(csv).name}.' if csv else '') + '\n', 2)
-    _leave(_report(loaded, done, left), int(done[True] > 0))
+    _leave(_report(loaded, done, left, patient), int(done[True] > 0))

@@ -603,14 +603,14 @@ def _weights(arch, pretrained):
 
 # %% ../nbs/api/17_study.ipynb #aee2b580
 def _fit_one(study):
-    "Train one model, or go on; then predict both held-out parts, once. Returns the learner and its history."
+    "Train one model, or go on; then predict both held-out parts, once. Returns the model in a list, and its history."
     learn = _learner(study.catalog, study.settings, study.pretrained)
     with _silent(learn, not study.progress): history = _train(learn, study.settings, study.run/'training')
     study.run.save_table('history.csv', history)
     if not study.run.done('predict'):
         with learn.no_bar(): _predict(learn, study)
         study.run.mark('predict')
-    return learn, history
+    return [learn], history
 
 # %% ../nbs/api/17_study.ipynb #822f5d0a
 def _fold_model(study, k):
@@ -638,7 +638,7 @@ def _mean_history(rows):
 
 # %% ../nbs/api/17_study.ipynb #fe9411ca
 def _fit_folds(study):
-    "Train a model for each fold; pool what they say out of fold; then their mean predicts the test part, once. Returns the first model and the mean history."
+    "Train a model for each fold; pool what they say out of fold; then their mean predicts the test part, once. Returns the models and the mean history."
     from medfast.predictions import ensemble
     run, n = study.run, range(study.options.folds)
     if not run.done('predict'):
@@ -651,30 +651,31 @@ def _fit_folds(study):
         _open(study)
         ensemble([_answer(study, k) for k in n]).save(run/FILES['test'])
         run.mark('predict')
-    return _fold_model(study, 0)[0], run.load_table('history.csv')
+    return [_fold_model(study, k)[0] for k in n], run.load_table('history.csv')
 
 # %% ../nbs/api/17_study.ipynb #ca03b412
-def _keep_bundle(study, learn, results):
-    "The trained network as files that run no code, with what its user should know."
+def _keep_bundle(study, learns, results):
+    "The trained networks as files that run no code, with what their user should know."
     from medfast.bundle import save_bundle
-    if study.options.folds or (study.run/'bundle').exists(): return
-    n, share = results['origin']['n']['train'], results['prevalence']['by_patient']['test']
-    facts = dict(study=results['study'], trained_on=f'{n["images"]} images of {n["patients"]} patients', n_patients=n['patients'], n_images=n['images'], prevalence=share,
+    if (study.run/'bundle').exists(): return
+    parts = [results['origin']['n'][o] for o in (('train', 'valid') if study.options.folds else ('train',))]
+    images, patients = (sum(o[k] for o in parts) for k in ('images', 'patients'))
+    facts = dict(study=results['study'], trained_on=f'{images} images of {patients} patients', n_patients=patients, n_images=images, prevalence=results['prevalence']['by_patient']['test'],
         results={o: {k: results['test'][o][k] for k in ('value', 'low', 'high', 'n')} for o in ('auc', 'sensitivity', 'specificity')})
-    save_bundle(learn, study.run/'bundle', point=_point(study.run, study.options)[0], temperature=None if 'refused' in results['temperature'] else results['temperature']['value'], facts=facts)
+    save_bundle(learns, study.run/'bundle', point=_point(study.run, study.options)[0], temperature=None if 'refused' in results['temperature'] else results['temperature']['value'], facts=facts)
 
 # %% ../nbs/api/17_study.ipynb #f517c8d8
 def _is_told(study):
     "Whether the report of this run says what is asked for."
     return study.run.done('report') and study.run.load_json('results.json').get('options') == _told(study.options)
 
-def _tell(study, learn, history, command):
+def _tell(study, learns, history, command):
     "Results, bundle, figures, report, model card. Until all are written, the run is not told."
     study.run.unmark('report')
-    results = _results(study, learn, command)
+    results = _results(study, learns[0], command)
     study.run.save_json('results.json', results)
-    _keep_bundle(study, learn, results)
-    _figures(study, learn, history)
+    _keep_bundle(study, learns, results)
+    _figures(study, learns[0], history)
     for write in (write_report, write_card): write(study.run, identifying=study.options.identifying)
     study.run.mark('report')
 
@@ -701,8 +702,8 @@ def run_study(
     study.run = _run_folder(run, settings, options, root.name, weights, _fingerprint(catalog))
     _keep_split(study)
     if _is_told(study): return study.run
-    learn,history = _fit_folds(study) if folds else _fit_one(study)
-    _tell(study, learn, history, _command(data, settings, pretrained, options))
+    learns,history = _fit_folds(study) if folds else _fit_one(study)
+    _tell(study, learns, history, _command(data, settings, pretrained, options))
     return study.run
 
 # %% ../nbs/api/17_study.ipynb #4a9dc659
@@ -754,7 +755,7 @@ def _summary(run):
     results = run.load_json('results.json')
     test = results['test']
     rows = [_interval(test[o], f'  {o:<12} ') + f'  n = {test[o]["n"]}' for o in ('accuracy', 'sensitivity', 'specificity', 'auc')]
-    return '\n'.join(['Test set, by patient, with 95 % intervals:', *rows, *_point_lines(results), _slope_line(results), 'What needs no model of disease, on the same patients:', *_control_lines(results), _seen_line(results), f'Report: {run/"report.html"}', f'Bundle: {run/"bundle"}' if (run/'bundle').exists() else 'Bundle: none. Several networks are averaged, and a bundle holds one; run without --folds for one.'])
+    return '\n'.join(['Test set, by patient, with 95 % intervals:', *rows, *_point_lines(results), _slope_line(results), 'What needs no model of disease, on the same patients:', *_control_lines(results), _seen_line(results), f'Report: {run/"report.html"}', f'Bundle: {run/"bundle"}'])
 
 # %% ../nbs/api/17_study.ipynb #e02eb395
 @call_parse

@@ -133,9 +133,14 @@ def _overlaid(grey, cam):
     mixed = np.asarray(grey)*(1 - .6*share[...,None]) + colour*(.6*share[...,None])
     return Image.fromarray(mixed.round().astype(np.uint8))
 
+def _cam(bundle, x, i):
+    "The map for class `i`, from 0 to 1; of several networks the mean of their maps. Raises `InterpretError`."
+    cam = np.mean([grad_cam(o, x, i) for o in bundle.members], axis=0)
+    return cam/cam.max() if cam.max() > 0 else cam
+
 def _map(bundle, x, name, grey, ticks):
     "The overlay for the class `name`, and words on it."
-    try: cam = grad_cam(bundle.model, x, bundle.classes.index(name))
+    try: cam = _cam(bundle, x, bundle.classes.index(name))
     except InterpretError: return None, 'This network has no layer from which a map could be made.'
     if not cam.max() > 0: return None, f'Nothing in this image speaks for {name} in the layer that is looked at.'
     image = _overlaid(grey, cam)
@@ -153,7 +158,8 @@ def _point(bundle):
     p = bundle.point
     if p is None: return 'This network came without an operating point: nothing says from which probability on somebody is called positive.'
     who = 'patients' if p.split_by=='patient' else f'patients (split by {p.split_by})'
-    return (f'{p.positive} from {p.threshold:.2f} on. Set for a {p.aim} of {p.wanted:g} on {p.n_of_class} of {p.n_patients} {who}: {p.reached:.2f} of them, '
+    folds = f', each by the network that had not seen them, and the mean of {len(bundle.members)} answers here'*bool(p.n_folds and len(bundle.members) > 1)
+    return (f'{p.positive} from {p.threshold:.2f} on. Set for a {p.aim} of {p.wanted:g} on {p.n_of_class} of {p.n_patients} {who}{folds}: {p.reached:.2f} of them, '
         f'at least {p.at_least:.2f} of those to come. It was set by patient, on the mean over the images of each; for one image alone it promises nothing.')
 
 # %% ../nbs/api/18_upload.ipynb #1836d4f8
@@ -174,7 +180,8 @@ def _about(bundle):
     told = [(_TERMS.get(k, str(k).replace('_', ' ').capitalize())[:60], _fact(k, v)[:600]) for k,v in list(named.items())[:20]]
     rows,columns = bundle.size
     images = bundle.split.get('n_images') or {}
-    own = [('Network', f'{bundle.arch}, sees {rows} x {columns} pixels'), ('Weights at the start', bundle.weights), ('Split by', str(bundle.split.get('by', 'unknown'))),
+    several = f'the mean of {len(bundle.members)} {bundle.arch}, each sees' if len(bundle.members) > 1 else f'{bundle.arch}, sees'
+    own = [('Network', f'{several} {rows} x {columns} pixels'), ('Weights at the start', bundle.weights), ('Split by', str(bundle.split.get('by', 'unknown'))),
         ('Images of the split', ', '.join(f'{k} {v}' for k,v in images.items()))]
     return tuple((k, v) for k,v in told + own if v)
 

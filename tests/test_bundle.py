@@ -36,7 +36,8 @@ from medfast.loaders import array_dls, folder_dls, study_dls
 from medfast.models import ARCHITECTURES, NETWORKS, build_model, dense_head, medical_learner, study_head
 from medfast.networks import build_network
 from medfast.precompute import PrecomputeError  # noqa: F401  (patches Learner)
-from medfast.predictions import UntrainedWarning
+from medfast.predictions import UntrainedWarning, ensemble
+from medfast.table import Predictions
 from medfast.thermogram import convert_thermograms
 
 pytestmark = [pytest.mark.filterwarnings('ignore::medfast.predictions.UntrainedWarning'), pytest.mark.filterwarnings('ignore::FutureWarning')]
@@ -249,6 +250,79 @@ def test_what_cannot_be_saved_is_said_and_nothing_is_written(learners, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
+# several networks, and several images of a patient
+
+def other(learn, seed=7): return trained(medical_learner(learn.dls, 'mirror_cnn', seed=seed))
+
+
+@pytest.fixture(scope='module')
+def three(learners): return [learners['text'], other(learners['text']), other(learners['text'], 8)]
+
+
+@pytest.fixture(scope='module')
+def averaged(three, tmp_path_factory): return save_bundle(three, tmp_path_factory.mktemp('three')/'b', point=a_point(three[0].dls.vocab))
+
+
+def test_several_learners_give_the_bits_of_their_ensemble(three, averaged):
+    bundle,preds = load_bundle(averaged),[quiet(o) for o in three]
+    wanted = with_temperature(ensemble(preds), 1.7)
+    assert np.array([list(o.probabilities.values()) for o in bundle.predict_many(wanted.items)]).tobytes() == wanted.probs.tobytes()
+    assert len(bundle.members) == 3 and 'the mean of 3' in repr(bundle) and all(abs(wanted.probs - with_temperature(o, 1.7).probs).max() > 1e-9 for o in preds)
+    assert bundle.split['n_images'] == {p: len(o) for p,o in three[0].dls.catalogs.items()}, 'one split, told as it is'
+    x = bundle.prepare(wanted.items[0])
+    np.testing.assert_allclose(torch.softmax(bundle.model(x).double(), 1).detach().numpy(), bundle._raw(x), atol=1e-6)
+
+
+def test_weights_of_every_member_are_compared(three, averaged, tmp_path, monkeypatch):
+    state = tensors(averaged)
+    assert {k.split('.')[0] for k in state} == {'0', '1', '2'}
+    real = module._together
+    monkeypatch.setattr(module, '_together', lambda models: real([models[0], models[2], models[1]]))
+    with pytest.raises(BundleError, match='gives other outputs'): save_bundle(three, tmp_path/'b')
+
+
+@pytest.mark.parametrize('n', [0, -1, 2, 4, 33, 10**9, 2.5, True, None, '3'])
+def test_another_number_of_members_is_no_bundle(averaged, tmp_path, n):
+    shutil.copytree(averaged, tmp_path/'b')
+    change_card(tmp_path/'b', lambda card: card.update(members=n))
+    refuses(tmp_path/'b', 'members = ' if n not in (2, 4) or n is True else 'model.safetensors')
+
+
+def test_learners_of_folds_share_one_part_and_no_other(learners, study, tmp_path):
+    who = sorted(study.patient.unique())
+    def fold(valid, test): return study_dls(study.assign(split=['test' if p in test else 'valid' if p in valid else 'train' for p in study.patient]), size=32, bs=4, augment='thermogram', **CPU)
+    one,two,leaky = [trained(medical_learner(o, 'mirror_cnn')) for o in (fold(who[2:5], who[:2]), fold(who[5:8], who[:2]), fold(who[2:5], who[8:10]))]
+    split = load_bundle(save_bundle([one, two], tmp_path/'b')).split
+    assert split['n_patients'] == dict(development=len(who) - 2, test=2) and sum(split['n_images'].values()) == len(study) and len(split['hash']) == 64
+    with pytest.raises(BundleError, match='what one was tested on, another may have learned'): save_bundle([one, leaky], tmp_path/'x')
+    for odd,says in ((learners['hot'], 'learner 1 has another input'), (trained(medical_learner(one.dls, 'simple_cnn', size=32)), 'learner 1 has another network')):
+        with pytest.raises(BundleError, match=says): save_bundle([one, odd], tmp_path/'x')
+    with pytest.raises(BundleError, match='0 learners were given'): save_bundle([], tmp_path/'x')
+    assert [o.name for o in tmp_path.iterdir()] == ['b']
+
+
+def test_a_patient_is_the_mean_that_the_evaluation_takes(three, averaged):
+    bundle,preds = load_bundle(averaged),ensemble([quiet(o) for o in three])
+    one = Predictions(preds.probs, np.zeros(len(preds), int), preds.classes, preds.items, ['x']*len(preds))
+    wanted = with_temperature(one.by_patient(), 1.7).probs[0]
+    answer = bundle.predict_patient(iter(preds.items), 'x')
+    assert np.array(list(answer.probabilities.values())).tobytes() == wanted.tobytes() and answer.n_images == len(preds) > 4
+    assert (answer.item, answer.decision, answer.notes, answer.trace) == ('x', preds.classes[int(wanted[1] >= .4)], (f'mean of {len(preds)} images',), ())
+    assert abs(wanted - with_temperature(one, 1.7).probs.mean(0)).max() > 1e-9, 'the temperature comes after the mean'
+    assert bundle.predict_patient(preds.items, tta=2).probabilities != answer.probabilities
+
+
+def test_of_a_patient_what_cannot_be_read_is_told_and_the_others_answer(averaged, learners):
+    bundle,rows = load_bundle(averaged),sources(learners, 'text')[:3]
+    answer = bundle.predict_patient([rows[0], ('b.txt', b'no'), rows[1], ('c.exe', b'MZ')], 'x', trace=True)
+    assert answer.notes[:2] == ('mean of 2 images', '2 of 4 could not be read') and [o for o,_ in answer.unread] == ['b.txt', 'c.exe'] and answer.error is None
+    assert answer.probabilities == bundle.predict_patient(rows[:2], bs=2).probabilities and [o.split(': ')[0] for o in answer.trace] == rows[:2]
+    none = bundle.predict_patient([('b.txt', b'no')], 'x')
+    assert (none.error, none.n_images, none.probabilities, none.decision) == ('none of 1 image of this patient can be read', 0, {}, None)
+    assert 'none of 0 images' in bundle.predict_patient([]).error
+    with pytest.raises(BundleError, match='bs = 0'): bundle.predict_patient(rows, bs=0)
+
+
 # views
 
 def test_views_do_not_depend_on_neighbours_and_are_averaged_as_by_the_learner(learners, bundles):
@@ -279,7 +353,7 @@ def test_without_augmentation_there_are_no_views(bundles):
 def rebuilt(model, x):
     "The outputs of a network and of what its own record and weights make of it."
     made = json.loads(json.dumps(model.made))
-    with torch.no_grad(): return model.eval()(x), _filled(module._check_network(made), _weights(model))(x)
+    with torch.no_grad(): return model.eval()(x), _filled(module._check_network(made), 1, _weights(model))(x)
 
 
 @pytest.mark.parametrize('make', [lambda: build_model('simple_cnn', 3, n_in=1), lambda: build_model('big_cnn', 3, n_in=1, bn=True, bias=False), lambda: build_model('covid_cnn', 4, n_in=1, size=64),
@@ -726,10 +800,11 @@ def test_sources_are_taken_as_they_are_needed(bundles):
 
 # ONNX
 
-def test_onnx_is_written_compared_and_not_needed(learners, bundles, tmp_path):
+@pytest.mark.parametrize('members', [1, 2])
+def test_onnx_is_written_compared_and_not_needed(learners, bundles, tmp_path, members):
     runtime = pytest.importorskip('onnxruntime')
     pytest.importorskip('onnxscript')
-    folder = save_bundle(learners['npz'], tmp_path/'b', onnx=True)
+    folder = save_bundle([learners['npz'], trained(medical_learner(learners['npz'].dls, 'simple_cnn', seed=3))][:members], tmp_path/'b', onnx=True)
     bundle,x = load_bundle(folder),torch.randn(5, 1, 28, 28)
     out = runtime.InferenceSession(str(folder/'model.onnx')).run(None, {'images': x.numpy()})[0]
     np.testing.assert_allclose(out, bundle.model(x).detach().numpy(), atol=1e-4)

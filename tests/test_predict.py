@@ -204,3 +204,20 @@ def test_views_from_the_command_are_those_of_the_bundle(made, call, tmp_path):
     fn = learn.dls.catalogs['valid'].path.iloc[0]
     assert call(bundle, fn, '--tta', 3, '--csv', tmp_path/'a.csv').returncode == 0
     assert float(table(tmp_path/'a.csv')[0]['p_Sick']) == load_bundle(bundle).predict(fn, tta=3).probabilities['Sick']
+
+
+def test_all_images_of_a_patient_give_one_line(made, call, home, tmp_path):
+    learn,folder = made['text']
+    rows = [str(o) for o in learn.dls.catalogs['valid'].path.iloc[:3]]
+    wanted = load_bundle(folder).predict_patient(rows, '17')
+    done = call(folder, *rows, '--patient', '17')
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) == 2 and lines[1].split('\t')[:4] == ['17', wanted.label, f'{wanted.probability:.4f}', wanted.decision] and '(mean of 3 images)' in lines[1]
+    assert '3 images read' in done.stderr and 'a decision here is that of one image' not in done.stderr and '--patient NAME' in call(folder, rows[0]).stderr
+    (tmp_path/'b.txt').write_text('no')
+    done = call(folder, *rows, tmp_path/'b.txt', '--patient', '17', '--csv', tmp_path/'out.csv')
+    row = table(tmp_path/'out.csv')[0]
+    assert done.returncode == 1 and len(table(tmp_path/'out.csv')) == 1 and float(row['p_Sick']) == wanted.probabilities['Sick'] and row['notes'] == 'mean of 3 images; 1 of 4 could not be read'
+    assert 'b.txt: not read' in done.stderr and '3 images read, 1 could not be read' in done.stderr
+    done = call(folder, tmp_path/'b.txt', '--patient', '17')
+    assert done.returncode == 1 and '0 images read, 1 could not be read' in done.stderr and len(done.stdout.splitlines()) == 1

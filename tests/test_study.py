@@ -552,3 +552,16 @@ def test_the_bundle_of_a_run_says_what_its_predictions_say(whole, data):
     assert bundle.classes == test.classes and bundle.temperature is None and bundle.facts['results']['auc']['n'] == 5
     said = [bundle.probabilities(bundle.prepare(data/o))[0] for o in test.items]
     assert np.allclose(said, test.probs, atol=1e-5)
+
+
+def test_the_bundle_of_folds_says_what_their_mean_said_of_each_patient(folded, data):
+    from medfast.bundle import load_bundle
+    bundle, test, results = load_bundle(folded/'bundle'), Predictions.load(folded/'predictions-test.csv'), at_end(folded)
+    assert len(bundle.members) == 2 and bundle.point == OperatingPoint.load(folded/'operating-point.json') and bundle.temperature == bundle.point.temperature
+    assert [o for o in bundle.facts if o.startswith('n_')] and bundle.facts['n_patients'] == 15 and set(bundle.split['n_patients']) == {'development', 'test'} and bundle.split['n_patients']['development'] == 15
+    at = with_temperature(test.by_patient(), bundle.temperature)
+    for who,probs in zip(at.items, at.probs):
+        answer = bundle.predict_patient([data/o for o,p in zip(test.items, test.patients) if p == who], who)
+        assert np.allclose(list(answer.probabilities.values()), probs, atol=1e-5) and answer.decision == ('Sick' if probs[1] >= bundle.point.threshold else 'Healthy')
+    counts = pd.DataFrame(results['at_operating_point']['test']).T
+    assert counts.loc['sensitivity', 'n'] == (at.targets == 1).sum()
