@@ -338,7 +338,7 @@ def _card(learns, point, temperature, facts):
     classes = own['classes']
     if point is not None and tuple(point.classes)!=tuple(classes): raise BundleError(f'The operating point is for the classes {", ".join(point.classes)}, the learner has {", ".join(classes)}.')
     origins = sorted({str(getattr(o, 'weights', 'unknown')) for o in learns})
-    weights = dict(origin=', '.join(origins), n=sum(n_parameters(o.model.parameters()) for o in learns), trained=all(map(is_trained, learns)))
+    weights = dict(origin='; '.join(origins), n=sum(n_parameters(o.model.parameters()) for o in learns), trained=all(map(is_trained, learns)))
     card = dict(format=1, **own, members=len(learns), point=point and asdict(point), temperature=_temperature(point, temperature),
         weights=weights, split=_split_facts(_parts_of(learns)), versions=_versions(), facts=_plain_facts(facts))
     return json.loads(json.dumps(card, allow_nan=False))

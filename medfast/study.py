@@ -724,6 +724,14 @@ def _point_lines(results):
     rows = results['at_operating_point']['test']
     return [f'Operating point: {point["words"]}', *[_interval(rows[o], f'  {o:<12} ') for o in ('sensitivity', 'specificity')]]
 
+# %% ../nbs/api/17_study.ipynb #95d85cc7
+def _prevalence_lines(results):
+    "What an answer would mean at the prevalence that was asked for."
+    if not results['at_prevalence']: return []
+    where, rows = list(results['at_prevalence'].items())[-1]
+    at = ', at the operating point' if 'operating' in where else ''
+    return [f'At a prevalence of {results["prevalence"]["asked"]:g}{at}:', *[_interval(rows[o], f'  {o.upper():<12} ') for o in ('ppv', 'npv')]]
+
 # %% ../nbs/api/17_study.ipynb #7d6dc169
 def _refit_words(control, row):
     "The mean AUC of refits with its range, which is no interval, and the p value of what stands beside them."
@@ -731,13 +739,15 @@ def _refit_words(control, row):
     p = f', p = {control["p"]:.3f}' + (f' of {control["rival"]}' if control.get('rival') else '') if control.get('p') is not None else ''
     return f'{row["value"]:.3f}  (range of {len(control["refits"])} refits: {low:.3f} to {high:.3f}){p}'
 
+def _control_name(o): return 'whole images, by the stand-in' if o['name'] == 'whole images' else o['name']
+
 def _control_lines(results):
     "Each control with its AUC and the gain of the model over it, on the test part where it was asked about it."
-    width, lines = max(len(o['name']) for o in results['controls']), []
+    width, lines = max(len(_control_name(o)) for o in results['controls']), []
     for o in results['controls']:
         part = 'test' if 'test' in o else 'out-of-fold'
         row, gain = o[part]['auc'], _interval(o['gain'][part], ', gain of the model ') if part in o['gain'] else ''
-        lines.append(f'  {o["name"]:<{width}}  auc ' + (_refit_words(o, row) if 'refits' in o else _interval(row)) + gain + ' (out of fold)'*(part != 'test'))
+        lines.append(f'  {_control_name(o):<{width}}  auc ' + (_refit_words(o, row) if 'refits' in o else _interval(row)) + gain + ' (out of fold)'*(part != 'test'))
     return lines
 
 # %% ../nbs/api/17_study.ipynb #14594359
@@ -755,7 +765,7 @@ def _summary(run):
     results = run.load_json('results.json')
     test = results['test']
     rows = [_interval(test[o], f'  {o:<12} ') + f'  n = {test[o]["n"]}' for o in ('accuracy', 'sensitivity', 'specificity', 'auc')]
-    return '\n'.join(['Test set, by patient, with 95 % intervals:', *rows, *_point_lines(results), _slope_line(results), 'What needs no model of disease, on the same patients:', *_control_lines(results), _seen_line(results), f'Report: {run/"report.html"}', f'Bundle: {run/"bundle"}'])
+    return '\n'.join(['Test set, by patient, with 95 % intervals:', *rows, *_point_lines(results), *_prevalence_lines(results), _slope_line(results), 'What needs no model of disease, on the same patients:', *_control_lines(results), _seen_line(results), f'Report: {run/"report.html"}', f'Bundle: {run/"bundle"}'])
 
 # %% ../nbs/api/17_study.ipynb #e02eb395
 @call_parse

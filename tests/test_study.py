@@ -565,3 +565,15 @@ def test_the_bundle_of_folds_says_what_their_mean_said_of_each_patient(folded, d
         assert np.allclose(list(answer.probabilities.values()), probs, atol=1e-5) and answer.decision == ('Sick' if probs[1] >= bundle.point.threshold else 'Healthy')
     counts = pd.DataFrame(results['at_operating_point']['test']).T
     assert counts.loc['sensitivity', 'n'] == (at.targets == 1).sum()
+
+
+def test_the_summary_tells_the_prevalence_and_the_stand_in(folded):
+    results = at_end(folded)
+    assert study_module._prevalence_lines(results) == []
+    row = lambda value: dict(value=value, low=0., high=1.)
+    test, point = dict(ppv=row(.01), npv=row(.9)), dict(ppv=row(.036), npv=row(.999))
+    at = lambda **parts: study_module._prevalence_lines(dict(prevalence=dict(asked=.005), at_prevalence=parts))
+    assert at(test=test) == ['At a prevalence of 0.005:', '  PPV          0.010  [0.000, 1.000]', '  NPV          0.900  [0.000, 1.000]']
+    assert at(**{'test': test, 'test at operating point': point})[:2] == ['At a prevalence of 0.005, at the operating point:', '  PPV          0.036  [0.000, 1.000]']
+    control = dict(name='whole images', test=dict(auc=row(.7)), gain=dict(test=row(.1)))
+    assert study_module._control_lines(dict(controls=[control])) == ['  whole images, by the stand-in  auc 0.700  [0.000, 1.000], gain of the model 0.100  [0.000, 1.000]']
