@@ -8,7 +8,6 @@ __all__ = ['UPLOAD_LIMITS', 'NO_DEVICE', 'UploadError', 'Reply', 'predict_upload
 # %% ../nbs/api/18_upload.ipynb #5de0d13a
 import os
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 
 # %% ../nbs/api/18_upload.ipynb #85820ded
@@ -32,17 +31,9 @@ UPLOAD_LIMITS = replace(LIMITS, pixels=8_500_000)
 # %% ../nbs/api/18_upload.ipynb #9789d490
 _SCANS = 200
 
-def _several_pages(data):
-    "Is there a second picture in this TIFF?"
-    try:
-        with Image.open(BytesIO(data), formats=('TIFF',)) as image: image.seek(1)
-    except Exception: return False
-    return True
-
 def _check_cost(data, name):
     "Raise `UploadError` for a small file that would take long."
     if data.count(b'\xff\xda') > _SCANS: raise UploadError(f'{name} is stored in more than {_SCANS} passes, and would take long to open. Save it again as PNG.')
-    if data[:2] in (b'II', b'MM') and _several_pages(data): raise UploadError(f'{name} holds several pictures, and nothing says which is meant. Save that one as a file of its own.')
 
 # %% ../nbs/api/18_upload.ipynb #66be62ff
 NO_DEVICE = 'medfast is a teaching tool, not a medical device. Nothing on this page is a diagnosis.'
@@ -158,9 +149,9 @@ def _point(bundle):
     p = bundle.point
     if p is None: return 'This network came without an operating point: nothing says from which probability on somebody is called positive.'
     who = 'patients' if p.split_by=='patient' else f'patients (split by {p.split_by})'
-    folds = f', each by the network that had not seen them, and the mean of {len(bundle.members)} answers here'*bool(p.n_folds and len(bundle.members) > 1)
-    return (f'{p.positive} from {p.threshold:.2f} on. Set for a {p.aim} of {p.wanted:g} on {p.n_of_class} of {p.n_patients} {who}{folds}: {p.reached:.2f} of them, '
-        f'at least {p.at_least:.2f} of those to come. It was set by patient, on the mean over the images of each; for one image alone it promises nothing.')
+    folds = f' Each was judged by the network of the fold that had not seen them; here the mean of {len(bundle.members)} answers.'*bool(p.n_folds and len(bundle.members) > 1)
+    return (f'{p.positive} from {p.threshold:.2f} on. Set for a {p.aim} of {p.wanted:g} on {p.n_of_class} of {p.n_patients} {who}: {p.reached:.2f} of them, '
+        f'at least {p.at_least:.2f} of those to come.{folds} It was set by patient, on the mean over the images of each; for one image alone it promises nothing.')
 
 # %% ../nbs/api/18_upload.ipynb #1836d4f8
 _TERMS = dict(study='Study', trained_on='Trained on', n_patients='Patients', n_images='Images', prevalence='Prevalence there', results='Results there', limits='Limits', date='Date')

@@ -19,7 +19,9 @@ import psutil
 import pytest
 from PIL import Image
 
+from medfast import upload
 from medfast.bundle import BundleError, load_bundle, save_bundle
+from medfast.interpret import grad_cam
 from medfast.upload import NO_DEVICE, UploadError, predict_upload
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,20 +42,25 @@ def bundles(tmp_path_factory):
     from medfast.split import split_catalog
     home = tmp_path_factory.mktemp('bundles')
 
-    def trained(catalog, arch, name, **options):
-        dls = study_dls(split_catalog(catalog, valid=.25, test=.25, seed=1), size=48, bs=4, device='cpu')
-        learn = medical_learner(dls, arch, pretrained=False)
+    def fitted(dls, arch, seed=42):
+        learn = medical_learner(dls, arch, pretrained=False, seed=seed)
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-3)
-        with learn.no_bar(): preds = learn.predictions()
-        return save_bundle(learn, home/name, **options), preds
+        return learn
+
+    def trained(catalog, arch, name, n=1, **options):
+        dls = study_dls(split_catalog(catalog, valid=.25, test=.25, seed=1), size=48, bs=4, device='cpu')
+        learns = [fitted(dls, arch, 42 + k) for k in range(n)]
+        with learns[0].no_bar(): preds = learns[0].predictions()
+        return save_bundle(learns, home/name, **options), preds
 
     point = OperatingPoint('Sick', ('Healthy', 'Sick'), .35, 1.5, 'sensitivity', .95, .96, .86, 45, 120, 5, 'patient', '0'*64)
     women = dmr_catalog(simulate_study(home/'women', n_patients=12, n_frames=1, progress=False))
     heat, _ = trained(women, 'mirror_cnn', 'heat', point=point, facts=dict(study='Simulated thermograms', trained_on='12 simulated women'))
+    folds, _ = trained(women, 'mirror_cnn', 'folds', 2, point=point)
     plain, preds = trained(women, 'mirror_cnn', 'plain')
     with warnings.catch_warnings(action='ignore'): children = coronahack_catalog(simulate_chest(home/'children', n_patients=12, size=96))
     chest, _ = trained(children, 'small_resnet', 'chest')
-    return dict(heat=heat, plain=plain, chest=chest, preds=preds, matrix=Path(women.path.iloc[0]), xray=Path(children.path.iloc[0]))
+    return dict(heat=heat, plain=plain, folds=folds, chest=chest, preds=preds, matrix=Path(women.path.iloc[0]), xray=Path(children.path.iloc[0]))
 
 
 def made(form, picture, **options):
@@ -85,7 +92,7 @@ def odd_files(matrix):
         ('cmyk.jpg', made('JPEG', noise('CMYK')), 'answer'),
         ('sixteen.png', made('PNG', Image.fromarray((np.arange(96*96).reshape(96, 96)*7).astype(np.uint16))), 'answer'),
         ('moving.gif', made('GIF', frames[0], save_all=True, append_images=frames[1:]), 'unknown format'),
-        ('moving.png', made('PNG', frames[0], save_all=True, append_images=frames[1:]), 'holds 3 pictures'),
+        ('moving.png', made('PNG', frames[0], save_all=True, append_images=frames[1:]), 'holds more than one picture'),
         ('program', b'\x7fELF\x02\x01\x01' + bytes(200), 'unknown format'),
         ('program.exe', b'MZ\x90\0' + bytes(200), 'unknown format'),
         ('x'*251 + '.png', made('PNG', noise()), 'answer'),
@@ -101,7 +108,7 @@ def odd_files(matrix):
         ('\u202egnp.exe', b'MZ', 'unknown format'),
         ('صورة 🩻.png', made('PNG', noise()), 'answer'),
         ('huge.txt', b'28.19 '*2_000_000, 'at most'),
-        ('pages.tif', made('TIFF', frames[0], save_all=True, append_images=frames[1:]), 'several pictures'),
+        ('pages.tif', made('TIFF', frames[0], save_all=True, append_images=frames[1:]), 'holds more than one picture'),
         ('passes.jpg', jpg[:-2] + jpg[jpg.rfind(b'\xff\xda'):-2]*500 + jpg[-2:], 'passes'),
         ('<img src=x onerror=alert(1)>${alert(1)}.png', made('PNG', noise()), 'answer'),
         ('matrix.txt', matrix.read_bytes(), 'trained on pictures')]
@@ -302,6 +309,16 @@ def server(bundles, tmp_path_factory):
 
 
 def text_of(page): return re.sub(r'\s+', ' ', re.sub(r'<[^>]+>', ' ', page))
+
+
+def test_of_several_networks_the_page_says_so_and_shows_the_mean_of_their_maps(bundles):
+    bundle,matrix = load_bundle(bundles['folds']), bundles['matrix']
+    reply = predict_upload(matrix.read_bytes(), matrix.name, bundle)
+    assert 'here the mean of 2 answers' in reply.point and dict(reply.about)['Network'].startswith('the mean of 2 mirror_cnn')
+    x,i = bundle.prepare(matrix), bundle.classes.index(reply.headline)
+    maps = [grad_cam(o, x, i) for o in bundle.members]
+    mean = sum(maps)/2
+    assert np.allclose(upload._cam(bundle, x, i), mean/mean.max()) and abs(maps[0] - maps[1]).max() > .05
 
 
 def test_what_is_no_bundle_ends_with_a_sentence_and_code_2(tmp_path, capsys):
