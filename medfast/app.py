@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # %% ../nbs/api/18_app.ipynb #8ed5ceb8
-from fastcore.script import call_parse, store_true
+from fastcore.script import call_parse
 from fastcore.xml import Article, Bdi, Dd, Div, Dl, Dt, Figcaption, Figure, H1, H2, Header, Img, Li, Ol, P, Span, to_xml
 from PIL import Image
 
@@ -31,7 +31,7 @@ from .bundle import BundleError, load_bundle
 from .gate import Gate
 from .images import ImageError, read_bytes
 from .page import COLOURS, folded, listed
-from .upload import NO_DEVICE, UPLOAD_LIMITS, Reply, UploadError, predict_upload
+from .upload import NO_DEVICE, UPLOAD_LIMITS, UploadError, predict_upload
 
 # %% ../nbs/api/18_app.ipynb #0604f1b7
 def share(

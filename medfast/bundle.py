@@ -42,7 +42,7 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 # %% ../nbs/api/15_bundle.ipynb #57f44831
-from .archive import counted, item_name, read_item, split_item, _open
+from .archive import counted, read_item, split_item, _open
 from .arrays import Arrays, Channels, Levels
 from .augment import augmentations
 from .calibration import with_temperature

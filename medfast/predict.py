@@ -25,7 +25,7 @@ import numpy as np
 from fastcore.script import call_parse, store_true
 
 # %% ../nbs/api/15_predict.ipynb #57c543da
-from .archive import PARTS, ArchiveError, counted, split_item, _open, _reading
+from .archive import PARTS, ArchiveError, counted, _open, _reading
 from .files import FilesError, list_files, _sync
 from .pictures import PICTURES, links_out
 

@@ -8,7 +8,6 @@ __all__ = ['UPLOAD_LIMITS', 'NO_DEVICE', 'UploadError', 'Reply', 'predict_upload
 # %% ../nbs/api/18_upload.ipynb #5de0d13a
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 # %% ../nbs/api/18_upload.ipynb #85820ded
 import numpy as np
