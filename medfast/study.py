@@ -660,8 +660,9 @@ def _keep_bundle(study, learns, results):
     if (study.run/'bundle').exists(): return
     parts = [results['origin']['n'][o] for o in (('train', 'valid') if study.options.folds else ('train',))]
     images, patients = (sum(o[k] for o in parts) for k in ('images', 'patients'))
+    told = {o: results['test'][o] for o in ('auc', 'sensitivity', 'specificity')} | dict(slope=(results['calibration_after'] or results['calibration'])['test']['slope'])
     facts = dict(study=results['study'], trained_on=f'{images} images of {patients} patients', n_patients=patients, n_images=images, prevalence=results['prevalence']['by_patient']['test'],
-        results={o: {k: results['test'][o][k] for k in ('value', 'low', 'high', 'n')} for o in ('auc', 'sensitivity', 'specificity')})
+        results={o: {k: row[k] for k in ('value', 'low', 'high', 'n')} for o,row in told.items()})
     save_bundle(learns, study.run/'bundle', point=_point(study.run, study.options)[0], temperature=None if 'refused' in results['temperature'] else results['temperature']['value'], facts=facts)
 
 # %% ../nbs/api/17_study.ipynb #f517c8d8
@@ -674,7 +675,7 @@ def _tell(study, learns, history, command):
     study.run.unmark('report')
     results = _results(study, learns[0], command)
     study.run.save_json('results.json', results)
-    _keep_bundle(study, learns, results)
+    _keep_bundle(study, learns, study.run.load_json('results.json'))
     _figures(study, learns[0], history)
     for write in (write_report, write_card): write(study.run, identifying=study.options.identifying)
     study.run.mark('report')

@@ -141,7 +141,10 @@ def _map(bundle, x, name, grey, ticks):
 def _calibration(bundle):
     "Whether a probability may be read as a frequency."
     if not bundle.calibrated: return 'Not calibrated: the probability orders images, and is no frequency.'
-    return f'Calibrated with a temperature of {bundle.temperature:.2f}: among patients such as those of the study, the probability can be read as a frequency.'
+    told = f'Calibrated with a temperature of {bundle.temperature:.2f}: meant to be read as a frequency among patients such as those of the study.'
+    if len(bundle.members) > 1: told += f' It was fitted on one network at a time; a mean of {len(bundle.members)} is less sure than each of them, so the probability may lie too near the middle.'
+    results = bundle.facts.get('results')
+    return told + ' The calibration slope below tells how well that holds: 1 is honest.'*(isinstance(results, dict) and 'slope' in results)
 
 def _point(bundle):
     "The operating point in words."

@@ -314,6 +314,7 @@ def text_of(page): return re.sub(r'\s+', ' ', re.sub(r'<[^>]+>', ' ', page))
 def test_of_several_networks_the_page_says_so_and_shows_the_mean_of_their_maps(bundles):
     bundle,matrix = load_bundle(bundles['folds']), bundles['matrix']
     reply = predict_upload(matrix.read_bytes(), matrix.name, bundle)
+    assert 'the probability may lie too near the middle' in reply.calibration and 'slope' not in reply.calibration
     assert 'here the mean of 2 answers' in reply.point and dict(reply.about)['Network'].startswith('the mean of 2 mirror_cnn')
     x,i = bundle.prepare(matrix), bundle.classes.index(reply.headline)
     maps = [grad_cam(o, x, i) for o in bundle.members]
