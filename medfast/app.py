@@ -17,7 +17,6 @@ import sys
 import tempfile
 import threading
 import time
-import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from PIL import Image
 
 # %% ../nbs/api/18_app.ipynb #8ee935b2
 from .bundle import BundleError, load_bundle
+from .files import end_command
 from .gate import Gate
 from .images import ImageError, read_bytes
 from .page import COLOURS, folded, listed
@@ -275,7 +275,6 @@ def serve(
     ready=None  # Called with the address when the page is there
 ):
     "Show the page until Ctrl-C. Raises `AppError`."
-    warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
     with _listening(port) as sock, private_folder() as folder:
         port = sock.getsockname()[1]
         gate = page_app(bundle, folder, port)
@@ -306,7 +305,5 @@ def app_command(
         loaded = load_bundle(bundle)
         _on_signals()
         serve(loaded, port, _address)
-    except (AppError, BundleError) as e:
-        sys.stderr.write(f'{e}\n')
-        raise SystemExit(2)
+    except (AppError, BundleError) as e: end_command('medfast-app', e)
     except KeyboardInterrupt: sys.stdout.write('Ended. Nothing that was handed in is left.\n')

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['OS_FILES', 'REGISTER', 'FilesError', 'atomic_path', 'sweep', 'sha256', 'alone', 'list_files', 'write_text',
-           'write_json', 'read_json', 'RunFolder']
+           'write_json', 'read_json', 'RunFolder', 'end_command', 'as_command']
 
 # %% ../nbs/api/01_files.ipynb #58b2b5b8
 import hashlib
 import json
 import os
 import stat
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -313,3 +314,25 @@ def overlaps(self:RunFolder,
         if key == test or not share: continue
         for name in register.get(key, []): found[name] = max(share, found.get(name, 0))
     return dict(sorted(found.items()))
+
+# %% ../nbs/api/01_files.ipynb #f1716245
+def end_command(
+    command, # Its name
+    told,    # What the person at the terminal has to know
+    code=2   # 1: done in part; 2: not done; 130: stopped by Ctrl-C
+):
+    "Say why a command ends, on the error stream, and end the program."
+    sys.stderr.write('\n'*(code == 130) + f'{command}: {told}\n')
+    raise SystemExit(code)
+
+@contextmanager
+def as_command(
+    command,  # Its name
+    words=str # From the text of an error to the words of the command line
+):
+    "End the program where the block meets an error of its input or of the disk, or Ctrl-C; other errors are faults of medfast and stay as they are."
+    try: yield
+    except (OSError, ValueError) as e: told,code = words(str(e)), 2
+    except KeyboardInterrupt: told,code = 'Stopped. The same command goes on where it was stopped.', 130
+    else: return
+    end_command(command, told, code)

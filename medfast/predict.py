@@ -14,7 +14,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from csv import writer
 from pathlib import Path
 from typing import Annotated
@@ -26,11 +26,19 @@ from fastcore.script import call_parse, store_true
 
 # %% ../nbs/api/15_predict.ipynb #57c543da
 from .archive import PARTS, ArchiveError, counted, _open, _reading
-from .files import FilesError, list_files, _sync
+from .files import FilesError, as_command, end_command, list_files, _sync
 from .pictures import PICTURES, links_out
 
 # %% ../nbs/api/15_predict.ipynb #0d800200
 _ENDINGS = dict(thermogram=('.txt', '.csv', *PICTURES), picture=(*PICTURES, '.npz'))
+_TITLES = re.compile(rb'(\xef\xbb\xbf)?\s*"?[A-Za-z_][^\n]*[,;\t]')
+
+def _is_table(fn):
+    "Does a csv begin with the names of columns, as a table of patients does?"
+    if fn.suffix.lower()!='.csv': return False
+    try:
+        with open(fn, 'rb') as f: return bool(_TITLES.match(f.read(4096)))
+    except OSError: return False
 
 def find_images(
     paths, # Files, folders, 'file.npz', 'file.npz#test', 'file.npz#test/3'
@@ -41,8 +49,10 @@ def find_images(
     for path in paths:
         if not Path(path).is_dir(): found.append(str(path)); continue
         mine,every = list_files(path, _ENDINGS[kind]), list_files(path)
-        found += map(str, mine)
+        tables = [o for o in mine if _is_table(o)]
+        found += [str(o) for o in mine if o not in tables]
         left.update(o.suffix.lower() or 'no ending' for o in set(every) - set(mine))
+        left['.csv with names of columns'] += len(tables)
         left['links or odd files'] += len(links_out(path, mine, _ENDINGS[kind]))
     return found, +left
 
@@ -215,24 +225,16 @@ def _report(bundle, done, left, patient):
     return f'{counted(done[False], "image")} read, {done[True]} could not be read.\n{beside}{point}medfast is a teaching tool, not a medical device.\n'
 
 # %% ../nbs/api/15_predict.ipynb #e0419226
-def _leave(text, code):
-    "Tell `text` on the error stream and end the program."
-    sys.stderr.write(text)
-    raise SystemExit(code)
-
 def _prepare(bundle, paths, csv, options):
     "The bundle, the paths, what is left out; ends the program with 2 where the call cannot be meant."
-    try:
+    with as_command('medfast-predict'):
         check_table(csv)
-        from medfast.bundle import BundleError, load_bundle
-        try: loaded = load_bundle(bundle)
-        except BundleError as e: _leave(f'medfast-predict: {e}\n', 2)
+        from medfast.bundle import load_bundle
+        loaded = load_bundle(bundle)
         found,left = find_images(paths, loaded.kind)
-        if not found: _leave(f'medfast-predict: no image was found ({", ".join(f"{n} {k}" for k,n in left.items()) or "the folder is empty"}). Name files, or a folder that holds some.\n', 2)
-        try: loaded.predict_many([], **options)
-        except BundleError as e: _leave(f'medfast-predict: {e}\n', 2)
+        if not found: raise FilesError(f'no image was found ({", ".join(f"{n} {k}" for k,n in left.items()) or "the folder is empty"}). Name files, or a folder that holds some.')
+        loaded.predict_many([], **options)
         return loaded, found, left
-    except FilesError as e: _leave(f'medfast-predict: {e}\n', 2)
 
 # %% ../nbs/api/15_predict.ipynb #5fe732db
 @call_parse
@@ -252,11 +254,11 @@ def predict_command(
     loaded,found,left = _prepare(bundle, paths, csv, options)
     seen = sys.stderr.isatty() and not os.environ.get('IN_TEST') and bool(csv or not sys.stdout.isatty())
     bar = _Bar(count_sources(found) if seen else 0, seen)
+    kept = f' The rows so far are in {_partial(csv).name}.' if csv else ''
     try:
-        if csv:
-            with open_table(csv, header(loaded.classes, trace)) as table: done = _run(loaded, found, patient, table, options, bar)
-        else: done = _run(loaded, found, patient, None, options, bar)
-    except KeyboardInterrupt: _leave('\nStopped.' + (f' The rows so far are in {_partial(csv).name}.' if csv else '') + '\n', 130)
+        with open_table(csv, header(loaded.classes, trace)) if csv else nullcontext() as table: done = _run(loaded, found, patient, table, options, bar)
+    except KeyboardInterrupt: end_command('medfast-predict', f'Stopped.{kept}', 130)
     except BrokenPipeError: os._exit(1)
-    except OSError as e: _leave(f'medfast-predict: {Path(csv or "the output").name} cannot be written ({e.strerror}).' + (f' The rows so far are in {_partial(csv).name}.' if csv else '') + '\n', 2)
-    _leave(_report(loaded, done, left, patient), int(done[True] > 0))
+    except OSError as e: end_command('medfast-predict', f'{Path(csv or "the output").name} cannot be written ({e.strerror}).{kept}')
+    sys.stderr.write(_report(loaded, done, left, patient))
+    raise SystemExit(int(done[True] > 0))

@@ -34,7 +34,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.sparse.linalg import spsolve
 
 # %% ../nbs/api/03_simulate.ipynb #c86e168a
-from .files import atomic_path, read_json, write_json, write_text
+from .files import as_command, atomic_path, read_json, write_json, write_text
 from .phantom import ORGANS, describe_chest, describe_scan, draw_chest, draw_organ
 from .settings import is_whole, progress_bar
 from .thermogram import ThermogramName, format_name
@@ -476,10 +476,16 @@ def _check_disk(dest, what, n_bytes, fewer):
     if need > free: raise SimulationError(f'{what} need {need:.1f} GB more in {dest.name}, {free:.1f} GB are free. Ask for fewer {fewer}, or choose another disk.')
 
 # %% ../nbs/api/03_simulate.ipynb #f06f15f3
+def _check_place(dest):
+    "Refuse a file, and a folder in another study: its readers would take the new files for its own."
+    if dest.exists() and not dest.is_dir(): raise SimulationError(f'{dest.name} is a file. Give a folder, new or empty.')
+    outer = next((o for o in dest.resolve().parents if (o/'simulation.json').is_file()), None)
+    if outer: raise SimulationError(f'{dest.name} lies in the simulated study {outer.name}, so its files would be taken for images of that study. Choose a folder beside it.')
+
 def _claim(dest, parameters):
     "Take `dest` for a study with `parameters`, or raise `SimulationError`."
+    _check_place(dest)
     card = dest/'simulation.json'
-    if dest.exists() and not dest.is_dir(): raise SimulationError(f'{dest.name} is a file. Give a folder, new or empty.')
     if not card.exists():
         if dest.exists() and any(not o.name.startswith('.') for o in dest.iterdir()):
             raise SimulationError(f'The folder {dest.name} holds files that are not a simulated study. Choose a new or an empty folder.')
@@ -843,10 +849,9 @@ def simulate_command(
     n_workers:int=None      # Threads: 2
 ):
     "Simulate a study: thermograms in DMR-IR's format, chest X-rays, or organs in CT slices."
-    try: done = _simulate_kind(kind, dest, n_patients=n_patients, n_frames=n_frames, size=size, signal=False if no_signal else None,
-        site_shift=site_shift, marker=marker, source=source, seed=seed, n_workers=n_workers)
-    except KeyboardInterrupt: raise SystemExit('\nStopped. The same command goes on where it was stopped.') from None
-    except (SimulationError, OSError) as e: raise SystemExit(f'medfast-simulate: {e}') from None
+    with as_command('medfast-simulate'):
+        done = _simulate_kind(kind, dest, n_patients=n_patients, n_frames=n_frames, size=size, signal=False if no_signal else None,
+            site_shift=site_shift, marker=marker, source=source, seed=seed, n_workers=n_workers)
     sys.stdout.write(f'{done} in {dest}\n')
 
 # %% ../nbs/api/03_simulate.ipynb #5ec1dbf9

@@ -19,6 +19,7 @@ from fastcore.script import call_parse, store_true
 
 # %% ../nbs/api/05_split.ipynb #2d36d541
 from .balance import balance_training, balanced_sample, class_weights, images_per_patient, study_order, upsample_training
+from .files import as_command
 from .folders import make_folders
 from .leaks import MOST_PIXELS, LeakTable, audit_leakage, check_training, drop_leaks
 from .parts import patient_folds, seal_hash, sealed_items, split_catalog, split_hash, split_summary
@@ -75,8 +76,6 @@ def _split_folders(src, dest, patients, valid, test, by, seed, sample, balance, 
     return f'{split_summary(catalog).T.to_string()}\n\nsplit {split_hash(catalog)[:12]} in {Path(dest).name}\n'
 
 # %% ../nbs/api/05_split.ipynb #fb00eacb
-def _say(text): sys.stderr.write(f'medfast-split: {_spoken(str(text))}\n')
-
 @call_parse
 def split_command(
     src:str,               # Folder of matrices with a table of patients, or class folders
@@ -91,12 +90,8 @@ def split_command(
     link:str='copy'        # copy, hard or symbolic
 ):
     "Split a study into folders, by patient unless asked otherwise. Nothing is deleted or overwritten."
-    try:
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter('always', UserWarning)
-            done = _split_folders(src, dest, patients, valid, test, by, seed, sample, balance, link)
-        for o in told: _say(f'warning: {o.message}')
-        sys.stdout.write(done)
-    except (OSError, ValueError) as e:
-        _say(e)
-        raise SystemExit(2) from None
+    with as_command('medfast-split', _spoken), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always', UserWarning)
+        done = _split_folders(src, dest, patients, valid, test, by, seed, sample, balance, link)
+    for o in told: sys.stderr.write(f'medfast-split: warning: {_spoken(str(o.message))}\n')
+    sys.stdout.write(done)

@@ -29,7 +29,8 @@ from .controls import CONTROLS, MIN_REFITS, metadata_control, run_controls
 from .decisions import ENOUGH
 from .evaluate import (OperatingPoint, OperatingPointError, Predictions, calibration, evaluate, fit_temperature, operating_point, paired_gain, plot_confusion_matrix,
     plot_history, plot_roc, pool_folds, subgroups, with_temperature)
-from .files import REGISTER, RunFolder, atomic_path, sha256
+from .files import REGISTER, RunFolder, as_command, atomic_path, sha256
+from .privacy import hide_groups
 from .record import FILES
 from .report import write_card, write_report
 from .settings import Settings, load_settings, set_seeds
@@ -589,11 +590,11 @@ def _results(study, learn, command):
     run, settings, seal = study.run, study.settings, _seal(study)
     parts = {part: _measures(o) for part,o in _saved(run).items()}
     seconds = round(run.load_table('history.csv').time.sum(), 1)
-    return dict(study=f'Breast thermograms ({_kind(study.root)})', data=_facts(study.catalog, study.counts, study.root), split=run.load_json('split.json'), **parts,
+    return hide_groups(dict(study=f'Breast thermograms ({_kind(study.root)})', data=_facts(study.catalog, study.counts, study.root), split=run.load_json('split.json'), **parts,
         arch=settings.arch, weights=_started(study, learn), n_parameters=sum(o.numel() for o in learn.model.parameters()), recipe=_recipe(learn, settings, study.options.folds),
         seconds=seconds, **_controls(study), test_openings=run.test_openings, other_openings=sum(seal['others'].values()), versions=_versions(), seed=settings.seed, command=command,
         folds=_folds(study), **_choices(study), **_prevalences(study), sampling=_sampling(study), subgroups=_subgroups(study), **_audit(study), seal=seal,
-        origin=_origin(study, learn, seconds), options=_told(study.options))
+        origin=_origin(study, learn, seconds), options=_told(study.options)), study.options.identifying)
 
 # %% ../nbs/api/17_study.ipynb #cd42e864
 def _weights(arch, pretrained):
@@ -783,7 +784,7 @@ def run_command(
     identifying:store_true=False # Let numbers of patients and exact dates stand in results.json
 ):
     "Run the thermogram study from the matrices to the report. Ctrl-C stops it; the same command goes on."
-    try:
+    with as_command('medfast-run'):
         if weights not in WEIGHTS: raise StudyError(f'--weights {weights}: choose one of {", ".join(WEIGHTS)}.')
         if data and not Path(data).is_dir(): raise StudyError(f'--data {data}: there is no such folder. Give the folder that holds the matrices and the table of patients.')
         options = asdict(StudyOptions(folds, sensitivity, prevalence, controls, identifying))
@@ -792,5 +793,3 @@ def run_command(
         sys.stdout.write(f'Thermogram study: {Path(data).name if data else "simulated"}, {settings.arch}, profile {settings.profile}, seed {settings.seed}.\n')
         sys.stdout.flush()
         sys.stdout.write(_summary(run_study(data, settings=settings, run=run, pretrained=WEIGHTS[weights], **options)) + '\n')
-    except KeyboardInterrupt: sys.exit('\nStopped. The same command goes on where it was stopped.')
-    except (ValueError, OSError) as e: sys.exit(f'medfast-run: {e}')

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['VIEWS', 'ThermogramError', 'ThermogramName', 'parse_name', 'format_name', 'ThermogramFormat', 'thermogram_format',
-           'read_thermogram', 'to_image', 'image_temps', 'study_image', 'convert_thermograms', 'convert_command']
+           'is_text', 'read_thermogram', 'to_image', 'image_temps', 'study_image', 'convert_thermograms',
+           'convert_command']
 
 # %% ../nbs/api/02_thermogram.ipynb #e31bb967
 import codecs
@@ -31,7 +32,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 # %% ../nbs/api/02_thermogram.ipynb #4eff5a25
-from .files import FilesError, atomic_path, list_files, read_json, sha256, sweep, write_json, write_text
+from .files import FilesError, as_command, atomic_path, end_command, list_files, read_json, sha256, sweep, write_json, write_text
 from .settings import progress_bar
 
 # %% ../nbs/api/02_thermogram.ipynb #b5ef020f
@@ -152,11 +153,15 @@ def _rows(data, fn):
 # %% ../nbs/api/02_thermogram.ipynb #5d722813
 _FORMATS = {b';': 'semicolon', b'\t': 'tab', b' ': 'blank', b',': 'comma'}
 
+_WHOLE = re.compile(rb'[-+;,\t ]*\d[-+;,\t \d]*') # Whole numbers, however they are parted
+
 def _dialect(row, fn, line=1):
     "Separator and decimal mark of a row, as bytes."
     row = row.strip(b' ')
     sep = next((o for o in (b';', b'\t', b', ', b' ', b',') if o in row), b' ')[:1]
     mark = b',' if sep != b',' and b',' in row and b'.' not in row else b'.'
+    if mark not in row and not _WHOLE.fullmatch(row): raise ThermogramError('this is no row of numbers, so the file is no table of temperatures',
+        'Give the bare matrix that the camera exports: no text, no header, no units.', file=fn, row=line, value=_text(row))
     if mark not in row: raise ThermogramError('no decimals: whole numbers are not what a thermal camera exports, and 28,19 could be one value or two',
         'Export the temperatures in °C with 1 to 5 decimals; with decimal commas, part the values by ; or a tab.', file=fn, row=line, value=_text(row))
     return sep,mark
@@ -300,6 +305,12 @@ def _temperatures(data, fn, shape, low, high):
     return temps
 
 # %% ../nbs/api/02_thermogram.ipynb #807974c2
+def is_text(
+    path # Of a file
+)->bool: # True for .txt and .csv
+    "Whether a file holds temperatures as text."
+    return Path(path).suffix.lower() in ('.txt', '.csv')
+
 def read_thermogram(
     fn,                # A text matrix parted by blanks, tabs, `;` or commas
     *,
@@ -564,17 +575,9 @@ def convert_command(
     quiet:store_true=False # No progress bar
 ):
     "Convert a folder of temperature matrices to images on a fixed scale; what was refused, and why, stands in DEST/manifest.csv."
-    try: table = convert_thermograms(src, dest, low=low, high=high, cmap=cmap, bits=bits, study=study, ending=ending,
-                                     suffix=suffix, n_workers=n_workers, progress=not quiet)
-    except KeyboardInterrupt: return _leave('Stopped. The same command goes on where it was stopped.\n', 130)
-    except (FilesError, ThermogramError) as e: return _leave(f'{e}\n', 2)
+    with as_command('medfast-convert'):
+        table = convert_thermograms(src, dest, low=low, high=high, cmap=cmap, bits=bits, study=study, ending=ending, suffix=suffix, n_workers=n_workers, progress=not quiet)
     if not quiet: sys.stdout.write('\n')
     refused = table[table.status == 'refused']
-    if len(refused): _leave(f'{len(table) - len(refused)} converted, {len(refused)} refused: see {_MANIFEST}. The first: {refused.why.iloc[0]}\n', 1)
+    if len(refused): end_command('medfast-convert', f'{len(table) - len(refused)} converted, {len(refused)} refused: see {_MANIFEST}. The first: {refused.why.iloc[0]}', 1)
     sys.stdout.write(f'{len(table)} converted\n')
-
-# %% ../nbs/api/02_thermogram.ipynb #1c0c7c0d
-def _leave(text, code):
-    "Tell `text` on the error stream and end the program."
-    sys.stderr.write(text)
-    raise SystemExit(code)

@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from medfast.files import REGISTER, FilesError, RunFolder, alone, read_json
+from medfast import simulate, split, thermogram
+from medfast.files import REGISTER, FilesError, RunFolder, alone, as_command, end_command, read_json
 
 
 @pytest.mark.parametrize('text', ['', '{"done": [', '{}', '[]', 'null', '{"done": [], "test_openings": 2}', '{"done": ["a"]}'])
@@ -130,3 +131,38 @@ def test_a_mark_that_is_taken_back_leaves_the_rest(tmp_path):
     run.open_test('why', test='s')
     run.unmark('report'); run.unmark('never marked')
     assert run.state == dict(done=['split', 'predict'], test_openings=['why'], test='s')
+
+
+# --- how a command ends
+
+COMMANDS = {'medfast-convert': (thermogram.convert_command, thermogram, 'convert_thermograms'), 'medfast-simulate': (simulate.simulate_command, simulate, '_simulate_kind'),
+    'medfast-split': (split.split_command, split, '_split_folders')}
+
+
+def ends(command, *args, **options):
+    with pytest.raises(SystemExit) as e: command(*args, **options)
+    return e.value.code
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+@pytest.mark.parametrize('error,code,told', [(FilesError('out is a file.'), 2, '{}: out is a file.\n'), (PermissionError(13, 'Permission denied'), 2, '{}: [Errno 13] Permission denied\n'), (ValueError('odd'), 2, '{}: odd\n'),
+    (KeyboardInterrupt(), 130, '\n{}: Stopped. The same command goes on where it was stopped.\n')], ids=['folder', 'disk', 'value', 'Ctrl-C'])
+def test_commands_end_alike(monkeypatch, tmp_path, capsys, name, error, code, told):
+    command, module, worker = COMMANDS[name]
+    def fail(*args, **options): raise error
+    monkeypatch.setattr(module, worker, fail)
+    assert ends(command, str(tmp_path/'src'), *[str(tmp_path/'out')]*(name != 'medfast-simulate')) == code
+    assert tuple(capsys.readouterr()) == ('', told.format(name))
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_a_fault_of_medfast_is_not_told_as_one_of_the_input(monkeypatch, tmp_path, name):
+    command, module, worker = COMMANDS[name]
+    monkeypatch.setattr(module, worker, lambda *args, **options: 1/0)
+    with pytest.raises(ZeroDivisionError): command(str(tmp_path/'src'), *[str(tmp_path/'out')]*(name != 'medfast-simulate'))
+
+
+def test_what_goes_well_goes_on_and_what_is_done_in_part_ends_with_1(capsys):
+    with as_command('medfast-demo', str.upper): done = True
+    assert done and tuple(capsys.readouterr()) == ('', '')
+    assert ends(end_command, 'medfast-demo', '2 of 3 done', 1) == 1 and capsys.readouterr().err == 'medfast-demo: 2 of 3 done\n'

@@ -221,3 +221,17 @@ def test_all_images_of_a_patient_give_one_line(made, call, home, tmp_path):
     assert 'b.txt: not read' in done.stderr and '3 images read, 1 could not be read' in done.stderr
     done = call(folder, tmp_path/'b.txt', '--patient', '17')
     assert done.returncode == 1 and '0 images read, 1 could not be read' in done.stderr and len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize('text,is_table', [('ID,Diagnosis\n1,Sick\n', True), ('\ufeff"patient";label\n', True), ('name\tage\n', True), ('30,25;31,50\n', False), ('-1.5,2\n', False), ('nonsense\n', False), ('', False)])
+def test_a_table_beside_the_matrices_is_left_out_and_told(tmp_path, text, is_table):
+    (tmp_path/'a.csv').write_text(text, encoding='utf-8')
+    (tmp_path/'b.txt').write_text('ID,Diagnosis\n')
+    found,left = find_images([tmp_path], 'thermogram')
+    assert [Path(o).name for o in found] == ['a.csv'][:not is_table] + ['b.txt'] and left == ({'.csv with names of columns': 1} if is_table else {})
+    assert find_images([tmp_path/'a.csv'], 'thermogram')[0] == [str(tmp_path/'a.csv')], 'a file that is named is read'
+
+
+def test_a_folder_of_the_study_is_read_without_complaint(made, call, small_study):
+    done = call(made['text'][1], small_study)
+    assert done.returncode == 0 and ', 0 could not be read' in done.stderr and '1 .csv with names of columns' in done.stderr

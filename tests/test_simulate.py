@@ -444,6 +444,23 @@ def test_folders_of_others_are_refused(tmp_path, small_study, simulate_it):
     with pytest.raises(SimulationError, match='holds another study'): simulate_it(small_study)
 
 
+@pytest.mark.parametrize('simulate_it', [lambda d: simulate_study(d, n_patients=2, n_frames=1), lambda d: simulate_chest(d, n_patients=4, size=16), lambda d: simulate_organs(d, n_volumes=6, n_slices=20)], ids=['thermogram', 'chest', 'organs'])
+def test_a_study_within_a_study_is_refused(tmp_path, simulate_it):
+    study = simulate_chest(tmp_path/'study', n_patients=4, size=16)
+    before = checksums(study)
+    (tmp_path/'link').symlink_to(study/'train')
+    for inner in ('study/inner', 'study/train/deep/inner', 'link/inner', 'other/../study/inner'):
+        with pytest.raises(SimulationError, match='inner lies in the simulated study study.*Choose a folder beside it'): simulate_it(tmp_path/inner)
+    assert checksums(study) == before and not list(tmp_path.rglob('inner'))
+    assert simulate_it(tmp_path/'study beside').is_dir()
+
+
+def test_the_command_refuses_a_study_within_a_study(tmp_path, capsys):
+    study = simulate_chest(tmp_path/'study', n_patients=4, size=16)
+    with pytest.raises(SystemExit): simulate_command(str(study/'inner'), kind='chest', n_patients=4, size=16)
+    assert capsys.readouterr().err.startswith('medfast-simulate: inner lies in the simulated study study')
+
+
 @pytest.mark.parametrize('simulate_it', [lambda d: simulate_chest(d, n_patients=4), lambda d: simulate_organs(d)], ids=['chest', 'organs'])
 def test_a_full_disk_is_told_before_drawing(tmp_path, monkeypatch, simulate_it):
     monkeypatch.setattr(simulate.shutil, 'disk_usage', lambda _: type('', (), dict(free=1e3)))
@@ -550,8 +567,10 @@ def test_command_writes_every_kind(tmp_path, capsys, kind, knobs, sentence):
 @pytest.mark.parametrize('knobs,match', [(dict(kind='brain'), '--kind brain: choose one of thermogram, chest'), (dict(kind='organs', no_signal=True), '--no-signal does not belong to --kind organs'),
     (dict(kind='chest', marker='Sick'), '--marker does not belong'), (dict(source='age'), '--source does not belong to --kind thermogram'), (dict(n_patients=0), 'n_patients = 0'),
     (dict(kind='chest', n_frames=0), '--n-frames does not belong'), (dict(kind='chest', n_patients=0), 'n_patients = 0')])
-def test_command_ends_in_a_sentence(tmp_path, knobs, match):
-    with pytest.raises(SystemExit, match='medfast-simulate: .*' + re.escape(match)): simulate_command(str(tmp_path/'s'), **knobs)
+def test_command_ends_in_a_sentence(tmp_path, capsys, knobs, match):
+    with pytest.raises(SystemExit) as e: simulate_command(str(tmp_path/'s'), **knobs)
+    out,err = capsys.readouterr()
+    assert (e.value.code, out, err.count('\n')) == (2, '', 1) and err.startswith('medfast-simulate: ') and match in err
     assert not (tmp_path/'s').exists()
 
 

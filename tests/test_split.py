@@ -688,6 +688,18 @@ def test_stray_copies_are_leaks(spoil):
     assert audit_leakage(more, files=False, raises=False).loc['copies outside train', 'found'] == 1
 
 
+def test_a_copy_beside_its_image_is_a_leak_outside_train():
+    split = split_catalog(catalog_of(dict(A=[2]*9, B=[2]*4)), valid=.25).assign(copy=0)
+    more = pd.concat([split, split[split.split == 'valid'][:1].assign(copy=1)], ignore_index=True)
+    with pytest.raises(LeakageError, match='Repeated images outside the training part'): split_hash(more)
+
+
+def test_the_seed_decides_which_images_are_repeated_once_more():
+    split = split_catalog(catalog_of(dict(A=[1]*30, B=[1]*20)), valid=.2)
+    repeated = lambda seed: set(upsample_training(split, seed=seed).query('copy > 0').path)
+    assert len(repeated(0)) == 8 and repeated(0) == repeated(0) and len({frozenset(repeated(o)) for o in range(5)}) > 1
+
+
 @pytest.mark.parametrize('times,told', [(dict(C=2), "'C' is no class. Choose from A, B"), (dict(B=0), 'whole numbers from 1'), (dict(B=1.5), 'whole numbers'), (dict(B=True), 'whole numbers')])
 def test_odd_times(times, told):
     with pytest.raises(SplitError, match=told): upsample_training(split_catalog(catalog_of(dict(A=[2]*9, B=[2]*4))), times=times)

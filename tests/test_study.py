@@ -16,6 +16,7 @@ from medfast import decisions, study as study_module
 from medfast.catalog import CatalogError
 from medfast.evaluate import OperatingPoint, Predictions, calibration, evaluate, fit_temperature, operating_point, with_temperature
 from medfast.files import REGISTER, FilesError, RunFolder
+from medfast.privacy import NOT_TOLD
 from medfast.settings import load_settings
 from medfast.simulate import simulate_study
 from medfast.split import LeakageError, SplitError
@@ -137,11 +138,12 @@ def test_a_folder_without_matrices_is_refused(tmp_path, settings):
 @pytest.mark.parametrize('given, said', [
     (dict(arch='resnet1000'), 'resnet'), (dict(profile='fast'), 'quick'), (dict(weights='good'), 'cached'), (dict(data='nowhere'), 'no such folder'),
     (dict(folds=1), '0 trains one model'), (dict(prevalence=2.), 'below 1'), (dict(controls='some'), 'metadata, quick, all'), (dict(folds=50), 'at most')])
-def test_the_command_meets_wrong_input_with_a_sentence(given, said, data, tmp_path, monkeypatch):
+def test_the_command_meets_wrong_input_with_a_sentence(given, said, data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('MEDFAST_RUNS', str(tmp_path/'runs'))
     with pytest.raises(SystemExit) as e: run_command(**dict(dict(data=str(data)), **given))
-    assert said in str(e.value) and str(e.value).startswith('medfast-run:')
+    told = capsys.readouterr().err
+    assert e.value.code == 2 and said in told and told.startswith('medfast-run: ') and told.count('\n') == 1
 
 
 def test_ctrl_c_on_the_command(data, tmp_path):
@@ -154,7 +156,7 @@ def test_ctrl_c_on_the_command(data, tmp_path):
     while not checkpoint.exists() and process.poll() is None and time.time() < limit: time.sleep(.1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode and 'goes on where it was stopped' in err, err
+    assert process.returncode == 130 and 'goes on where it was stopped' in err, err
     assert 'Traceback' not in err
     assert json.loads((tmp_path/'run/state.json').read_text())['done'] == ['split']
 
@@ -281,6 +283,16 @@ def test_subgroups_are_told_without_dates(whole):
         df = pd.DataFrame(rows)
         sizes = df[df.metric == 'auc'].set_index('group').n
         assert sizes['all'] == sizes.drop('all').sum() == 5, column
+
+
+def test_groups_of_few_real_patients_have_no_numbers_in_the_results(data, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(study_module, '_kind', lambda root: 'DMR-IR')
+    ask = dict(settings=settings.with_(epochs=1), run=tmp_path/'run', pretrained=False, progress=False)
+    rows = lambda: pd.concat(map(pd.DataFrame, at_end(run_study(data, **ask))['subgroups'].values()))
+    hidden = rows().query("method == @NOT_TOLD")
+    assert len(hidden) and hidden[['value', 'low', 'high', 'n']].isna().all(axis=None)
+    ask['identifying'] = True
+    assert not (rows().method == NOT_TOLD).any()
 
 
 PATIENT = r'(?<![\w.])(?:{})(?![\w.])'

@@ -48,7 +48,12 @@ GOOD = {
 
 BAD = {
     'decimal comma and commas': (text(sep=',', mark=','), 'row 1', 'one value or two'),
-    'header': ('Temperature in °C\n' + text(), 'row 1', 'whole numbers'),
+    'header': ('Temperature in °C\n' + text(), "row 1, value 'Temperature in \\\\xc2\\\\xb0C'", 'no row of numbers, so the file is no table'),
+    'header with whole numbers': ('T 1 2 3\n' + text(), "row 1, value 'T 1 2 3'", 'no row of numbers'),
+    'words': ('Dear colleague\n\nall is well\n', "row 1, value 'Dear colleague'", 'no table of temperatures'),
+    'a line': ('----- - -----\n', 'row 1', 'no row of numbers'), 'all missing': ('nan nan nan\n', "value 'nan nan nan'", 'no row of numbers'),
+    'units of whole numbers': ('28C 29C\n', "value '28C 29C'", 'no units'),
+    'whole numbers of any sort': ('+28;-3; 300;\n', 'row 1', 'no decimals'),
     'header with numbers': ('T 1.0\n' + text(), "row 1, column 1, value 'T'", 'must be a number'),
     'comment': ('# 1.0\n' + text(), "row 1, column 1, value '#'", 'must be a number'),
     'units': (put('28.19C'), "row 3, column 5, value '28.19C'", 'no header, units'),
