@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'LoaderError', 'unit_scale', 'shrink', 'Thermogram', 'check_size', 'check_channels', 'to_grey',
-           'with_channels', 'is_text', 'path_of', 'from_archive', 'read_image', 'read_images', 'ReadImage',
-           'FixedScale', 'check_images', 'to_tensor', 'read_levels', 'Limits', 'ImageError', 'short_name', 'read_bytes',
-           'decode', 'new_items']
+           'with_channels', 'path_of', 'from_archive', 'read_image', 'read_images', 'ReadImage', 'FixedScale',
+           'check_images', 'to_tensor', 'read_levels', 'Limits', 'ImageError', 'short_name', 'read_bytes', 'decode',
+           'new_items']
 
 # %% ../nbs/api/07_images.ipynb #755a8d66
 import os
 import stat
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -28,9 +29,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 # %% ../nbs/api/07_images.ipynb #f097ec77
 from .archive import ArchiveError, item_name, read_item, split_item
-from .pictures import in_threads
+from .pictures import any_size, in_threads
 from .settings import is_whole
-from .thermogram import ThermogramError, read_thermogram, _OPEN, _shown, _temperatures
+from .thermogram import ThermogramError, is_text, read_thermogram, _OPEN, _shown, _temperatures
 
 # %% ../nbs/api/07_images.ipynb #a2153101
 class LoaderError(ValueError):
@@ -96,12 +97,11 @@ def _picture(fn, name=None, limits=None):
     "The PIL image in a file, read and upright; one with several pictures is refused (MPO: the first is the picture)."
     name = name or Path(fn).name
     try:
-        with Image.open(fn, formats=limits and limits.formats) as image:
+        with any_size if limits else nullcontext(), Image.open(fn, formats=limits and limits.formats) as image:
             if limits and image.width*image.height > limits.pixels: raise LoaderError(f'{name} has {image.width:,} x {image.height:,} pixels; at most {limits.pixels:,} are read. Save it smaller.')
-            n = 1 if image.format=='MPO' else getattr(image, 'n_frames', 1)
-            if n > 1: raise LoaderError(f'{name} holds {n} pictures, and nothing says which is meant. Save that one as a file of its own.')
+            if image.format!='MPO' and getattr(image, 'is_animated', False): raise LoaderError(f'{name} holds more than one picture, and nothing says which is meant. Save that one as a file of its own.')
             return _upright(image)
-    except Image.DecompressionBombError: raise LoaderError(f'{name} has more than {2*Image.MAX_IMAGE_PIXELS:,} pixels, the most that Pillow opens. Save it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS.') from None
+    except Image.DecompressionBombError: raise LoaderError(f'{name} has more than {2*Image.MAX_IMAGE_PIXELS:,} pixels, ' + (f'and at most {limits.pixels:,} are read. Save it smaller.' if limits else 'the most that Pillow opens. Save it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS.')) from None
     except (UnidentifiedImageError, OSError, SyntaxError) as e:
         why = 'unknown format' if isinstance(e, UnidentifiedImageError) else getattr(e, 'strerror', None) or e
         raise LoaderError(f'{name} cannot be read as a picture ({why}). ' + ('Get' if limits else 'Take it out of the catalog, get') + ' a whole copy, or save it as PNG of 8 or 16 bits.') from e
@@ -153,12 +153,6 @@ def with_channels(
     return x[:1] if (x==x[:1]).all() else x
 
 # %% ../nbs/api/07_images.ipynb #77c6c7ed
-def is_text(
-    path # Of a file
-)->bool: # True for .txt and .csv
-    "Whether a file holds temperatures as text."
-    return Path(path).suffix.lower() in ('.txt', '.csv')
-
 def path_of(
     item # Catalog row, path, or anything else
 ):       # str, or None for what has no path

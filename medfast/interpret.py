@@ -22,10 +22,13 @@ from fastai.torch_core import no_random
 from PIL import Image, ImageOps
 
 # %% ../nbs/api/12_interpret.ipynb #2c5afad7
-from .archive import read_item, split_item
+from .archive import counted, read_item, split_item
 from .evaluate import SPLIT_BY_IMAGE
 from .loaders import read_image
+from .models import split_of
 from .networks import same_modes
+from .pictures import any_size
+from .table import labelled
 
 # %% ../nbs/api/12_interpret.ipynb #3ec0ddac
 class InterpretError(ValueError):
@@ -72,7 +75,7 @@ def _size(fn):
     "Rows and columns of an image: a thermogram's, an archive's, or those of the picture turned upright."
     if fn.suffix.lower()=='.txt': return 480, 640
     if split_item(fn): return read_item(fn).shape[:2]
-    with Image.open(fn) as image: return ImageOps.exif_transpose(image).size[::-1]
+    with any_size, Image.open(fn) as image: return ImageOps.exif_transpose(image).size[::-1]
 
 def _place(item, folder):
     "The path of an item; a repeated training image, 'path (copy 1)', lies where its original does. Raises `InterpretError`."
@@ -108,9 +111,10 @@ def _title(row, names):
 def _nothing(preds, which, label):
     "Why a gallery is empty."
     rows = preds.table if label is None else preds.table[preds.table.label==label]
-    kind = f'{label} images' if label else 'images'
-    if not len(rows): return f'nothing to show: there are no {kind}'
-    return f'nothing to show: of {len(rows)} {kind}, {"none" if rows.correct.sum()==0 else "all"} are called correctly'
+    kind = f'{label} image' if label else 'image'
+    if not len(rows): return f'nothing to show: there are no {kind}s'
+    who = ('none is', 'none are') if rows.correct.sum()==0 else ('it is', 'all are')
+    return f'nothing to show: of {counted(len(rows), kind)}, {who[len(rows) > 1]} called correctly'
 
 # %% ../nbs/api/12_interpret.ipynb #3b63d391
 def _grid(n, heading, preds, columns):
@@ -189,7 +193,7 @@ def most_confused(
     wrong = preds.table[~preds.table.correct]
     pairs = wrong.groupby(['label', 'predicted']).agg(images=('item', 'size'), patients=('patient', 'nunique')).reset_index()
     pairs['patients'] = pairs.patients.astype('Int64') if preds.patients else pd.NA
-    return pairs[pairs.images >= min_count].sort_values('images', ascending=False, kind='stable').reset_index(drop=True)
+    return labelled(pairs[pairs.images >= min_count].sort_values('images', ascending=False, kind='stable').reset_index(drop=True), preds.split_by)
 
 # %% ../nbs/api/12_interpret.ipynb #7def2b01
 @contextmanager
@@ -291,6 +295,7 @@ def plot_cam(
     k = classes.index(target) if target else int(np.argmax(p))
     cam = grad_cam(learn, x, k, layer)
     fig,axes = plt.subplots(1, 2, figsize=(7.6, 3.4), layout='constrained')
+    if split_of(learn.dls)=='image': fig.suptitle(SPLIT_BY_IMAGE, fontsize=10)
     for ax in axes: shown.show(ctx=ax)
     if hasattr(shown, 'low'): fig.colorbar(axes[0].images[0], ax=axes[0], label='°C', shrink=.8)
     axes[0].set_title(f'p({classes[k]}) = {p[k]:.3f}', fontsize=10)

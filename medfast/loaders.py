@@ -28,11 +28,12 @@ from .archive import ArchiveError, item_name, read_items, same_path, split_item
 from .arrays import ArrayDL, Arrays, Channels, Grey, Levels, fit_stats
 from .augment import augmentations
 from .catalog import folder_catalog
-from .images import (FixedScale, LoaderError, ReadImage, Thermogram, check_channels, check_images, check_size, from_archive, is_text,
+from .images import (FixedScale, LoaderError, ReadImage, Thermogram, check_channels, check_images, check_size, from_archive,
     new_items, path_of, read_image, read_images, read_levels, shrink, to_grey, to_tensor, unit_scale)
 from .leaks import check_training
 from .settings import is_whole, progress_bar
 from .sides import SPLITS, LeakageError, is_copy
+from .thermogram import is_text
 
 # %% ../nbs/api/07_loaders.ipynb #243c497c
 _all_ = ['LoaderError', 'Thermogram', 'ReadImage', 'FixedScale', 'read_image', 'augmentations']

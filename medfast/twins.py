@@ -10,7 +10,6 @@ __all__ = ['SIDE', 'THUMBNAIL', 'BLUR', 'NOT_FOUND', 'TwinError', 'read_pixels',
 import os
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 
 # %% ../nbs/api/05_twins.ipynb #5d542dbf
 import numpy as np
@@ -22,9 +21,9 @@ from sklearn.neighbors import NearestNeighbors
 
 # %% ../nbs/api/05_twins.ipynb #5524de74
 from .archive import array_id, content_ids, is_remembered, item_name, item_names, item_shape, one_channel, read_item, remembered, split_item
-from .pictures import in_threads
+from .pictures import any_size, in_threads
 from .sides import SPLITS, originals, patients_of, split_kind
-from .thermogram import ThermogramError, read_thermogram
+from .thermogram import ThermogramError, is_text, read_thermogram
 
 # %% ../nbs/api/05_twins.ipynb #7af47bac
 class TwinError(ValueError):
@@ -42,14 +41,12 @@ def _levels(image):
     return _narrow(np.asarray(image)) if image.mode.startswith('I') else one_channel(np.asarray(image.convert('RGB')))
 
 # %% ../nbs/api/05_twins.ipynb #4e841451
-def _is_text(path): return Path(path).suffix.lower() in ('.txt', '.csv')
-
 def read_pixels(
     path # A picture, a matrix of temperatures, or 'file.npz#train/17'
 )->np.ndarray: # uint8 (rows, columns), or (rows, columns, 3) of colour; int32 for more than 8 bits; float32 °C of a matrix
     "What is in an image, however it was saved. Raises `TwinError`, `ThermogramError` or `ArchiveError`, naming the file."
     if split_item(path): return one_channel(read_item(path))
-    if _is_text(path): return read_thermogram(path)
+    if is_text(path): return read_thermogram(path)
     try:
         with Image.open(path) as image: return _levels(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
@@ -73,8 +70,8 @@ def _outline(path):
 
 def _file_outline(path):
     try:
-        if not _is_text(path):
-            with Image.open(path) as image: return sorted(image.size)
+        if not is_text(path):
+            with any_size, Image.open(path) as image: return sorted(image.size)
         with open(path, 'rb') as f: return [float(o.replace(b',', b'.')) for o in _NUMBER.findall(f.read(240))[:8]] or None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError): return None
 
@@ -132,7 +129,7 @@ def equal_pixels(
 def _area(path):
     "Pixels that have to be decoded; a matrix of text takes ten times as long."
     if split_item(path) or is_remembered('pixels', path): return 0
-    return 10*480*640 if _is_text(path) else int(np.prod(_outline(path)))
+    return 10*480*640 if is_text(path) else int(np.prod(_outline(path)))
 
 # %% ../nbs/api/05_twins.ipynb #d8a5ec40
 SIDE,THUMBNAIL,BLUR = 128, 32, 4 # Pixels: side of the details, side of the thumbnail, deviation of the blur that is taken away

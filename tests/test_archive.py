@@ -15,8 +15,8 @@ import pytest
 from conftest import real_data
 
 from medfast import archive as archive_module
-from medfast.archive import (OFFICIAL, OLDER, SETS, ArchiveError, archive_name, content_ids, download_archive, item_name, item_path, official_sets, read_archive,
-                             read_item, read_items, same_path, split_item)
+from medfast.archive import (OFFICIAL, OLDER, SETS, ArchiveError, archive_name, content_ids, download_archive, is_remembered, item_name, item_path, official_sets, read_archive,
+                             read_item, read_items, remembered, same_path, split_item)
 
 N = dict(train=12, val=4, test=6)
 
@@ -413,3 +413,24 @@ def test_fortran_order_has_content_too(tmp_path):
 
 def test_what_is_no_item():
     with pytest.raises(ArchiveError, match='None is no image of an archive'): read_item(None)
+
+
+def test_a_relative_path_follows_the_working_folder(tmp_path, monkeypatch):
+    for name in 'ab':
+        (tmp_path/name).mkdir(); monkeypatch.chdir(tmp_path/name)
+        assert [same_path(o) for o in ('1.png', 'x.npz#val/01')] == [str(tmp_path.resolve()/name/'1.png'), f'{tmp_path.resolve()/name}/x.npz#valid/1']
+
+
+def test_another_file_of_the_same_size_and_time_is_not_taken_for_the_one_that_is_remembered(tmp_path):
+    (tmp_path/'a').write_bytes(b'one'); (tmp_path/'b').write_bytes(b'two')
+    for o in 'ab': os.utime(tmp_path/o, ns=(1, 1))
+    read = lambda fn: remembered('bytes of a test', fn, lambda o: o.read_bytes())
+    assert read(tmp_path/'a') == b'one' and is_remembered('bytes of a test', tmp_path/'a')
+    os.replace(tmp_path/'b', tmp_path/'a')
+    assert not is_remembered('bytes of a test', tmp_path/'a') and read(tmp_path/'a') == b'two'
+
+
+def test_grey_in_three_channels_has_the_content_of_grey(tmp_path):
+    grey = arrays(classes=np.array(['a', 'b']))
+    np.savez(tmp_path/'grey.npz', **grey); np.savez(tmp_path/'three.npz', **{k: np.stack([v]*3, -1) if k.endswith('images') else v for k,v in grey.items()})
+    assert content_ids([item_path(tmp_path/'grey.npz', 'train', 1)]) == content_ids([item_path(tmp_path/'three.npz', 'train', 1)])

@@ -12,12 +12,14 @@ import pandas as pd
 import pytest
 from conftest import real_data
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from medfast.archive import SETS, ArchiveError, read_item
 from medfast.catalog import (CORONA_RULES, CatalogError, Rule, _picture, add_ranges, by_class, catalog_report, coronahack_catalog, dmr_catalog, folder_catalog,
                              medmnist_catalog, missing_images, picture_size, plot_ages, plot_classes, plot_samples, radiography_catalog, read_patients, same_images, select,
                              size_report)
 from medfast.files import list_files
+from medfast.pictures import any_size, in_threads
 from medfast.thermogram import ThermogramError
 
 
@@ -660,6 +662,39 @@ def test_several_pages_are_no_picture(tmp_path):
     pages = [Image.new('L', (8, 8), i) for i in range(3)]
     pictures(tmp_path, ['A/1.png', 'B/2.png']); pages[0].save(tmp_path/'A'/'pages.tif', save_all=True, append_images=pages[1:])
     with pytest.raises(CatalogError, match=r'several pages: 1 \(pages.tif\)'): folder_catalog(tmp_path)
+    pages[0].save(tmp_path/'one.tif')
+    assert [picture_size(tmp_path/o)['detail'][:13] for o in ('A/pages.tif', 'one.tif')] == ['more than one', '']
+
+
+def test_the_pages_of_a_file_are_not_counted(tmp_path, monkeypatch):
+    "Counting goes through all of them: 42 s for 50,000."
+    monkeypatch.setattr(TiffImageFile, 'n_frames', property(lambda self: pytest.fail('the pages are counted')))
+    Image.new('L', (8, 8)).save(tmp_path/'pages.tif', save_all=True, append_images=[Image.new('L', (8, 8))])
+    assert picture_size(tmp_path/'pages.tif')['trouble'] == 'several pages'
+
+
+def test_the_size_of_a_large_picture_is_told_without_a_warning(tmp_path, monkeypatch):
+    Image.new('L', (40, 40)).save(tmp_path/'large.png')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+    with warnings.catch_warnings(action='error'):
+        before = list(warnings.filters)
+        assert picture_size(tmp_path/'large.png')['rows'] == 40 and warnings.filters == before
+        with pytest.raises(Image.DecompressionBombWarning): Image.open(tmp_path/'large.png')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    assert picture_size(tmp_path/'large.png')['trouble'] == 'not an image'
+
+
+def test_threads_that_overlap_leave_the_filters_of_warnings_as_they_were(tmp_path, monkeypatch):
+    Image.new('L', (40, 40)).save(tmp_path/'large.png')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+    with warnings.catch_warnings(action='error'):
+        before = list(warnings.filters)
+        enter,leave = any_size.__enter__, lambda: any_size.__exit__(None, None, None)
+        enter(); enter(); leave() # the first one leaves before the second one
+        Image.open(tmp_path/'large.png').close()
+        leave()
+        assert warnings.filters == before
+        assert [o['trouble'] for o in in_threads(picture_size, [tmp_path/'large.png']*400)] == ['']*400 and warnings.filters == before
 
 
 def test_stamps_are_means(tmp_path):

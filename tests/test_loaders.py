@@ -2,14 +2,17 @@
 import os
 import pickle
 import random
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from medfast.catalog import dmr_catalog
+from medfast.images import ImageError, Limits, check_images, decode
 from medfast.loaders import LoaderError, Thermogram, array_dls, augmentations, folder_dls, read_image, study_dls
 from medfast.settings import set_seeds
 from medfast.split import LeakageError, drop_leaks, make_folders, split_catalog
@@ -113,7 +116,7 @@ def test_a_file_that_is_no_picture_says_what_to_do_and_not_where_it_lies(tmp_pat
 def test_a_file_of_several_pictures_is_refused(tmp_path):
     pages = [Image.new('L', (8, 8), 90 + i) for i in range(3)]
     pages[0].save(tmp_path/'a.tif', save_all=True, append_images=pages[1:])
-    with pytest.raises(LoaderError, match='a.tif holds 3 pictures'): read_image(tmp_path/'a.tif', size=8)
+    with pytest.raises(LoaderError, match='a.tif holds more than one picture'): read_image(tmp_path/'a.tif', size=8)
     Image.new('RGB', (8, 8)).save(tmp_path/'two.mpo', save_all=True, append_images=[Image.new('RGB', (8, 8))])
     assert read_image(tmp_path/'two.mpo', size=8).shape==(3, 8, 8)
 
@@ -121,7 +124,37 @@ def test_a_file_of_several_pictures_is_refused(tmp_path):
 def test_a_picture_over_the_limit_of_pixels_says_what_to_do(tmp_path, monkeypatch):
     Image.new('L', (60, 60)).save(tmp_path/'big.png')
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
-    with pytest.raises(LoaderError, match='big.png has more than 2,000 pixels.*smaller'): read_image(tmp_path/'big.png', size=8)
+    with pytest.raises(LoaderError, match='big.png has more than 2,000 pixels.*smaller, or raise PIL'): read_image(tmp_path/'big.png', size=8)
+    with pytest.raises(ImageError, match='big.png has more than 2,000 pixels, and at most 500 are read. Save it smaller.$'): decode((tmp_path/'big.png').read_bytes(), 'big.png', Limits(pixels=500))
+
+
+@pytest.mark.parametrize('peak,dark', [(8191, True), (8192, False)])
+def test_an_eighth_of_16_bits_is_where_dark_begins_in_files_and_in_memory(tmp_path, peak, dark):
+    pixels = np.full((8, 8), peak, np.uint16)
+    Image.fromarray(pixels).save(tmp_path/'a.png')
+    for look in (lambda: read_image(tmp_path/'a.png', size=8), lambda: check_images(pixels[None])):
+        with warnings.catch_warnings(record=True, action='always') as told: look()
+        assert ['nearly black' in str(o.message) for o in told] == [True]*dark
+
+
+def test_the_pages_of_a_picture_are_not_counted(tmp_path, monkeypatch):
+    "Counting goes through all of them: 42 s for 50,000."
+    monkeypatch.setattr(TiffImageFile, 'n_frames', property(lambda self: pytest.fail('the pages are counted')))
+    fn,page = tmp_path/'a.tif', Image.new('L', (8, 8))
+    page.save(fn, save_all=True, append_images=[page])
+    with pytest.raises(ImageError, match='a.tif holds more than one picture'): decode(fn.read_bytes(), 'a.tif')
+    page.save(fn)
+    assert decode(fn.read_bytes(), 'a.tif').size==(8, 8) and read_image(fn, size=8).shape==(3, 8, 8)
+
+
+def test_pillow_warns_of_a_large_picture_only_where_no_limit_of_ours_decides(tmp_path, monkeypatch):
+    Image.new('L', (40, 40)).save(tmp_path/'big.png')
+    data = (tmp_path/'big.png').read_bytes()
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+    with warnings.catch_warnings(action='error'):
+        assert decode(data, 'big.png', Limits(pixels=1600)).size==(40, 40)
+        with pytest.raises(ImageError, match='big.png has 40 x 40 pixels; at most 1,599 are read'): decode(data, 'big.png', Limits(pixels=1599))
+    with pytest.warns(Image.DecompressionBombWarning): read_image(tmp_path/'big.png', size=8)
 
 
 def test_a_file_that_changed_is_read_again(pictures):

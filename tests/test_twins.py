@@ -3,6 +3,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,18 @@ def test_a_file_is_decoded_once_until_it_is_written_again(tmp_path, monkeypatch)
     os.utime(paths[2], ns=(2, 2))
     assert equal_pixels(paths, sides, most=224*224 - 1) == (None, []) and len(calls) == 5
     assert equal_pixels(paths, sides, most=224*224)[0] == 4 and len(calls) == 6
+
+
+def test_a_matrix_of_text_counts_as_ten_pictures_of_its_size(tmp_path):
+    paths = [matrix(tmp_path/f'{i}.txt', np.full((480, 640), 25. + i/1e5)) for i in range(2)]
+    assert equal_pixels(paths, ['train', 'test'], most=20*480*640 - 1) == (None, [])
+    assert equal_pixels(paths, ['train', 'test'], most=20*480*640) == (2, [[0, 1]])
+
+
+def test_the_outline_of_a_large_picture_is_taken_without_a_warning(tmp_path, monkeypatch):
+    paths = [write(tmp_path/'a.png', scan(0)), write(tmp_path/'b.png', scan(1)[:210])]
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 40_000)
+    with warnings.catch_warnings(action='error'): assert equal_pixels(paths, ['train', 'test']) == (2, [])
 
 
 def test_only_images_that_could_be_equal_are_decoded(tmp_path, monkeypatch):
