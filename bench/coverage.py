@@ -12,7 +12,7 @@ frozen   BCa over patients (what `evaluate` reports) has to cover in .93 to .97,
 folds    five-fold cross-validation within each study: how often the out-of-fold interval holds the mean AUC of its own five models,
          and that of the procedure over all studies; and .5 where the features say nothing.
 seeds    five seeds that blur one model: the spread of the seeds, patients of the first seed, the two-way bootstrap.
-few      6 to 30 patients: Newcombe (what `evaluate` reports), logit-DeLong, BCa, DeLong.
+few      6 to 30 patients: Newcombe (what `evaluate` reports), logit-DeLong (`few='logit-DeLong'`), BCa, DeLong.
 others   slope, balanced accuracy, average precision and PPV at a prevalence of .05, gain of one model over another.
 """
 import argparse
@@ -156,16 +156,9 @@ def seeds(o):
         tally.add('seeds alone (Student t)', (values.mean() - half, values.mean() + half), truth)
         tally.add('patients alone, first seed (BCa)', limits(auc_row(y, each[0], How(seed=i, n_resamples=o.resamples))), truth)
         preds = [Predictions.from_arrays(y, s, patients=range(o.patients)) for s in each]
-        row = _only_auc(preds, How(seed=i, n_resamples=o.resamples))
-        tally.add('two-way BCa over patients and seeds', row, truth)
+        tally.add('two-way BCa over patients and seeds', limits(evaluate_seeds(preds, metrics=['auc'], n_resamples=o.resamples, seed=i).loc['auc']), truth)
     tally.show(f'Five seeds, mean AUC {truth:.3f}; {len(tally.hits["seeds alone (Student t)"])} studies of {o.patients} patients, {time.perf_counter() - start:.0f} s')
     return True
-
-
-def _only_auc(preds, how):
-    "The two-way limits that `evaluate_seeds` gives for the AUC, without the other metrics."
-    from medfast.seeds import _statistics, _two_way
-    return _two_way([_statistics(p, 1, .5)['auc'] for p in preds], len(preds[0]), how)[:2]
 
 
 def few(o):

@@ -53,6 +53,7 @@ from .loaders import _batch_tfms, _stats
 from .models import ARCHITECTURES, NETWORKS, build_model, _timm_names
 from .networks import build_network, dense_head, n_parameters, same_modes, study_head
 from .predictions import ensemble, is_trained, _on_features, _warn_untrained
+from .sides import split_kind
 from .split import split_hash
 from .table import Predictions
 
@@ -303,8 +304,7 @@ def _split_facts(catalogs):
     "What is known of the split, without a name of a patient or a file."
     rows = pd.concat(list(catalogs.values()), ignore_index=True)
     known = 'patient' in rows and rows.patient.notna().all()
-    by = sorted(set(rows.split_by.dropna())) if 'split_by' in rows else []
-    return dict(hash=split_hash(rows), by=', '.join(by) or 'unknown', n_images={p: len(o) for p,o in catalogs.items()},
+    return dict(hash=split_hash(rows), by=split_kind(rows), n_images={p: len(o) for p,o in catalogs.items()},
         n_patients={p: int(o.patient.nunique()) for p,o in catalogs.items()} if known else None)
 
 def _versions():

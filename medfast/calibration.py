@@ -20,6 +20,7 @@ from scipy.stats import chi2
 from sklearn.linear_model import LogisticRegression
 
 # %% ../nbs/api/06_calibration.ipynb #0ae6ebe9
+from .archive import counted
 from .metrics import How, brier_row, result_row, wilson_row
 from .table import Predictions, PredictionsError, at_level, class_position, notes_of
 
@@ -65,7 +66,7 @@ def slope_row(
 def _moved(p):
     "Words on probabilities of 0 or 1, which have no logit."
     n = ((p < NEAR) | (p > 1 - NEAR)).sum()
-    return f', {n} probabilities moved to {NEAR:g} or 1 - {NEAR:g}' if n else ''
+    return f', {counted(n, "probability", "probabilities")} moved to {NEAR:g} or 1 - {NEAR:g}' if n else ''
 
 # %% ../nbs/api/06_calibration.ipynb #64ebc99e
 def intercept_row(
@@ -158,15 +159,15 @@ def calibration_bins(
     level='patient', # 'patient' or, by name, 'image'
     n_bins=5,        # Bins of equal mass; fewer where many probabilities are equal
     confidence=.95   # Of Wilson's intervals
-)->pd.DataFrame:     # One row a bin: predicted (mean probability), observed (share), low, high, n
+)->pd.DataFrame:     # One row a bin: predicted (mean probability), observed (share), low, high, n, method
     "Mean probability and observed share, bin by bin. Raises `PredictionsError`."
     data, k = at_level(preds, level), class_position(preds, positive)
     if k is None: raise PredictionsError(f'A calibration curve is of one class: name one of {", ".join(data.classes)} as positive.')
     y,p = data.targets == k, data.probs[:, k]
     places, how = _bin_of(p, n_bins), How(confidence, unit=f'{level}s')
-    rows = [dict(predicted=p[places == b].mean(), observed=y[places == b].mean(), **{o: wilson_row(y[places == b].sum(), (places == b).sum(), how)[o] for o in ('low', 'high', 'n')})
-        for b in np.unique(places)]
-    return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name='bin'))
+    rows = [dict(predicted=p[places == b].mean()) | wilson_row(y[places == b].sum(), (places == b).sum(), how) for b in np.unique(places)]
+    df = pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name='bin')).rename(columns=dict(value='observed'))
+    return df.assign(method=df.method + ''.join(f'; {o}' for o in notes_of(preds, level)))
 
 # %% ../nbs/api/06_calibration.ipynb #1913b9b5
 def _slope_words(rows):
@@ -193,7 +194,7 @@ def plot_calibration(
     ax = ax or plt.subplots(figsize=(4.6, 4.6), layout='constrained')[1]
     drawn = ax.errorbar(bins.predicted, bins.observed, [bins.observed - bins.low, bins.high - bins.observed], fmt='o-', ms=6, lw=1.5, capsize=3, label='\n'.join(filter(None, [label, words])))
     _draw_where(ax, y, p, drawn.lines[0].get_color())
-    _finish_calibration(ax, '\n'.join([f'{data.classes[k]}: {y.sum()} of {len(y)} {level}s', *notes_of(preds, level)]), data.classes[k])
+    _finish_calibration(ax, '\n'.join([f'{data.classes[k]}: {y.sum()} of {counted(len(y), level)}', *notes_of(preds, level)]), data.classes[k])
     return ax
 
 # %% ../nbs/api/06_calibration.ipynb #f5721b68

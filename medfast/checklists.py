@@ -12,6 +12,7 @@ import pandas as pd
 # %% ../nbs/api/16_checklists.ipynb #65c3a994
 from .page import counted, interval_words, listed, metric_name
 from .record import PARTS, control_parts, data_name, gain_over, threshold_rows
+from .table import labelled
 
 # %% ../nbs/api/16_checklists.ipynb #5d4ca21a
 FILLED, AUTHOR, NOT_APPLICABLE = 'from the run', 'for the author to fill in', 'not applicable'
@@ -273,7 +274,7 @@ def checklist(
         found = answer(record) if callable(answer) else answer
         status,text = found if isinstance(found, tuple) else (FILLED, found) if found else author()
         rows.append(dict(number=str(n), section=part, item=item, status=status, text=text))
-    return pd.DataFrame(rows)
+    return labelled(pd.DataFrame(rows), 'image' if record.by_image else None)
 
 # %% ../nbs/api/16_checklists.ipynb #ed56236f
 def count_words(

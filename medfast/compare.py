@@ -25,15 +25,17 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from scipy.stats import t as student
 from sklearn.metrics import precision_recall_fscore_support
-from .evaluate import SPLIT_BY_IMAGE, Predictions, evaluate, evaluate_seeds, mcnemar, paired_gain
+from .evaluate import SPLIT_BY_IMAGE, Predictions, PredictionsError, evaluate, evaluate_seeds, mcnemar, paired_gain
 from .files import FilesError, RunFolder, sha256
 from .metrics import FEW, How, area, bca, curves, is_few, result_row, wilson_row
+from .models import split_of
 from .pairs import paired as beside
 from .predictions import ensemble
 from .resume import differences, shown
 from .settings import is_whole
 from .split import seal_hash, sealed_items, split_hash
 from .stages import METRICS, Stage, check_stage, stage_loaders, train_stage
+from .table import labelled, wanted_metrics
 
 # %% ../nbs/api/13_compare.ipynb #af8cda78
 from fastai.vision.augment import RandTransform
@@ -140,10 +142,9 @@ def _seen(dls):
 def _card(dls):
     "What a comparison is about, in plain data."
     rows = pd.concat(dls.catalogs.values())
-    how = sorted(set(rows.split_by.dropna().astype(str))) if 'split_by' in rows else []
     level,why = _level(rows)
     absent = {part: lacking for part,o in dls.catalogs.items() if (lacking := [str(c) for c in dls.vocab if str(c) not in set(o.label.astype(str))])}
-    return dict(_seen(dls), split_by=how[0] if len(how) == 1 else 'unknown', level=level, why=why, test='test' in dls.catalogs, absent=absent)
+    return dict(_seen(dls), split_by=split_of(dls), level=level, why=why, test='test' in dls.catalogs, absent=absent)
 
 # %% ../nbs/api/13_compare.ipynb #923717c4
 _DRAWN = ('do', 'split_idx', 'order', 'cp_size', 'tl', 'final_size', 'orig_sz', 'made') # What a random transform remembers of its last draw, or says in other words
@@ -353,7 +354,7 @@ def table(self:Comparison)->pd.DataFrame: # By stage and part; after each measur
     table = pd.DataFrame(columns).assign(n=by.n.first(), seeds=by.seed.nunique())
     if self.data['level'] == 'patient': table = table.assign(**{'accuracy by image': by['accuracy by image'].mean(), 'images': by.images.first()})
     table.loc[table.index.get_level_values('part') == 'train', ['outer low', 'outer high']] = np.nan
-    return table.join(self.trainings, on='stage')
+    return labelled(table.join(self.trainings, on='stage'), self.data['split_by'])
 
 # %% ../nbs/api/13_compare.ipynb #cf4df8b7
 def _how_split(data): return dict(image=f'{SPLIT_BY_IMAGE[0].upper()}{SPLIT_BY_IMAGE[1:]}.', patient='Split by patient.').get(data['split_by'], f'Split: {data["split_by"]}.')
@@ -442,7 +443,7 @@ def history(self:Comparison,
     "How a stage learned. Raises `CompareError` for an ensemble."
     s,seed = _stage(self, stage, seed)
     if s.members: raise CompareError(f'{stage!r} is an ensemble and learned nothing itself. Look at its members: {", ".join(s.members)}.')
-    return self.run.load_table(f'{_unit(stage, seed)}-history.csv')
+    return labelled(self.run.load_table(f'{_unit(stage, seed)}-history.csv'), self.data['split_by'])
 
 @patch
 def learner(self:Comparison,
@@ -546,17 +547,17 @@ def intervals(self:Comparison,
     n_resamples=2000             # Of the bootstrap
 )->pd.DataFrame: # By stage and metric: value (mean over seeds), low, high, n; apart, seeds, seed sd, seed lowest, seed highest; method
     "Limits over patients and seeds together, and the spread of the seeds by itself. One seed: over patients alone. Raises `CompareError`."
-    found = {name: _interval_rows(self, name, part, n_resamples) for name in _names(self, part, stages)}
-    known = next(iter(found.values())).index
-    if lost := [m for m in metrics if m not in known]: raise CompareError(f'metrics: there is no {lost[0]!r}. Choose of {", ".join(known)}.')
-    df = _of_level(self, pd.concat({name: o.loc[list(metrics)] for name,o in found.items()}, names=['stage']))
+    try: found = {name: _interval_rows(self, name, part, metrics, n_resamples) for name in _names(self, part, stages)}
+    except PredictionsError as e: raise CompareError(str(e)) from None
+    df = _of_level(self, pd.concat(found, names=['stage']))
     return df[[c for c in df if c != 'method'] + ['method']]
 
-def _interval_rows(self, name, part, n_resamples):
-    "All metrics of a stage: of several seeds by `evaluate_seeds`, of one by `evaluate`."
+def _interval_rows(self, name, part, metrics, n_resamples):
+    "Metrics of a stage: of several seeds by `evaluate_seeds`, of one by `evaluate`."
     preds = [_counted(self, name, part, seed) for seed in self.seeds]
-    if len(preds) > 1: return evaluate_seeds(preds, n_resamples=n_resamples)
-    return evaluate(preds[0], n_resamples=n_resamples).assign(**{'seeds': 1, 'seed sd': np.nan, 'seed lowest': np.nan, 'seed highest': np.nan})
+    if len(preds) > 1: return evaluate_seeds(preds, metrics=metrics, n_resamples=n_resamples)
+    df = evaluate(preds[0], n_resamples=n_resamples)
+    return df.loc[wanted_metrics(metrics, df.index)].assign(**{'seeds': 1, 'seed sd': np.nan, 'seed lowest': np.nan, 'seed highest': np.nan})
 
 # %% ../nbs/api/13_compare.ipynb #cf9dc9cc
 def _mean_gain(pairs, metric):

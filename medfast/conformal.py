@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 # %% ../nbs/api/06_conformal.ipynb #1d79a287
+from .archive import counted
 from .metrics import How, wilson_row
 from .table import notes_of
 
@@ -42,12 +43,12 @@ def _check_conformal(develop, new, confidence):
     if not 0 < confidence < 1: raise ConformalError(f'confidence = {confidence}: a share between 0 and 1 is wanted.')
     if develop.classes != new.classes: raise ConformalError(f'The classes differ: {", ".join(develop.classes)} and {", ".join(new.classes)}.')
     least = int(np.ceil(max(1/confidence, 1/(1 - confidence)))) + 1
-    if len(develop) < least: raise ConformalError(f'{len(develop)} patients to set a confidence of {confidence} on; at least {least} are needed, '
+    if len(develop) < least: raise ConformalError(f'{counted(len(develop), "patient")} to set a confidence of {confidence} on; at least {least} are needed, '
         'and with few the share that is reached varies widely. Ask for less, or pool more patients.')
     absent = [c for k,c in enumerate(develop.classes) if not (develop.targets == k).any()]
     if absent: raise ConformalError(f'No patient to set the sets on has {", ".join(absent)}, so nothing is known of how far off the model is there. Add some, or leave the class out.')
     shared = set(develop.items) & set(new.items)
-    if shared: raise ConformalError(f'{len(shared)} patients stand in both parts. Sets are promised for patients who did not set them.')
+    if shared: raise ConformalError(f'{counted(len(shared), "patient stands", "patients stand")} in both parts. Sets are promised for patients who did not set them.')
 
 # %% ../nbs/api/06_conformal.ipynb #6e92e84b
 def conformal_sets(

@@ -26,12 +26,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 # %% ../nbs/api/14_controls.ipynb #e6eb16b0
-from .evaluate import OUT_OF_FOLD, Predictions, PredictionsError, evaluate, paired_gain, pool_folds
+from .archive import counted
+from .evaluate import OUT_OF_FOLD, Predictions, evaluate, paired_gain, pool_folds
 from .features import FeatureTrainer, in_order, predictions_of
 from .masks import Mask
 from .metrics import How, area, curves, is_few, resampled_row, result_row
 from .settings import progress_bar
-from .table import at_level, class_position, notes_of
+from .table import SPLIT_BY_IMAGE, at_level, class_position, labelled, notes_of, worst_split
 
 # %% ../nbs/api/14_controls.ipynb #d6264045
 class ControlsError(ValueError):
@@ -146,7 +147,7 @@ def _values_of(patients, values):
     told = values if callable(values) else {str(k): v for k,v in (values.items() if isinstance(values, Mapping) or hasattr(values, 'items') else ())}.get
     found = [told(p) for p in patients]
     lost = [p for p,v in zip(patients, found) if pd.isna(v)]
-    if lost: raise ControlsError(f'{len(lost)} of {len(patients)} patients have no group, the first is {lost[0]!r}. Give a function such as lambda p: int(p)//50, or a dict or Series by patient that knows all.')
+    if lost: raise ControlsError(f'{counted(len(lost), f"of {len(patients)} patients has", f"of {len(patients)} patients have")} no group, the first is {lost[0]!r}. Give a function such as lambda p: int(p)//50, or a dict or Series by patient that knows all.')
     return np.array(found)
 
 def concordance_within(
@@ -339,15 +340,20 @@ def _auc(preds, level):
     each = [float(area(*curves(data.targets == k, data.probs[:, k])(np.ones(len(data))))) for k in ks]
     return float(np.nanmean(each)) if np.isfinite(each).any() else np.nan
 
-def _refit_row(refits, reference, n, level, rival, part):
+def _refit_row(refits, reference, n, level, rival, part, split_by):
     "Mean, lowest and highest AUC of refits, no interval, and the p value of a reference among them."
     b = sum(o >= reference for o in refits)
     how = 'once for all folds, within each, and asked about as dealt' if part == 'out-of-fold' else 'in the training part'
-    method = f'mean of {len(refits)} refits, no interval; labels dealt by {level} {how}; p = (b + 1)/(n + 1), b = {b} reach {reference:.3f} of {rival}'
+    method = f'mean of {len(refits)} refits, no interval; labels dealt by {level} {how}; p = (b + 1)/(n + 1), b = {b} reach {reference:.3f} of {rival}' + (f'; {SPLIT_BY_IMAGE}' if split_by == 'image' else '')
     return result_row(np.mean(refits), np.nan, np.nan, n, method) | dict(lowest=min(refits), highest=max(refits), n_refits=len(refits), p=(b + 1)/(len(refits) + 1), rival=rival)
 
 # %% ../nbs/api/14_controls.ipynb #a531f9b8
 def _is_shuffled(name): return name.startswith('labels shuffled')
+
+@patch(as_prop=True)
+def split_by(self:Controls)->str: # 'patient', 'image', 'official' or 'unknown'
+    "How the images were split that the model answered for."
+    return worst_split(o.split_by for o in self.predictions['model'].values())
 
 @patch
 def measures(self:Controls,
@@ -358,7 +364,7 @@ def measures(self:Controls,
     key = name, part
     if key not in self._rows:
         preds = self.predictions[name][part]
-        if _is_shuffled(name): self._rows[key] = dict(auc=_refit_row(self.refits[part], _auc(self.predictions[self.rival][part], self.level), len(at_level(preds, self.level)), self.level, self.rival, part))
+        if _is_shuffled(name): self._rows[key] = dict(auc=_refit_row(self.refits[part], _auc(self.predictions[self.rival][part], self.level), len(at_level(preds, self.level)), self.level, self.rival, part, self.split_by))
         else: self._rows[key] = evaluate(preds, level=self.level, seed=self.seed).to_dict('index')
     return self._rows[key]
 
@@ -386,7 +392,7 @@ def table(self:Controls)->pd.DataFrame: # By part and control: auc, low, high, g
             r, g = self.measures(name, part)['auc'], self.gain(name, part)
             rows[part, name] = dict(auc=r['value'], low=r['low'], high=r['high'], gain=g.get('value', np.nan), **{f'gain {k}': g.get(k, np.nan) for k in ('low', 'high')},
                 **{k: r.get(k, np.nan) for k in ('lowest', 'highest', 'p')}, n=r['n'], saw=', '.join(self.saw[name]), method=r['method'])
-    return pd.DataFrame.from_dict(rows, orient='index').rename_axis(['part', 'control'])
+    return labelled(pd.DataFrame.from_dict(rows, orient='index').rename_axis(['part', 'control']), self.split_by)
 
 @patch
 def records(self:Controls)->list: # Dicts with name, features, one dict of metrics a part, gain by part; of shuffled labels refits, lowest, highest, p and rival
@@ -543,6 +549,7 @@ def plot_controls(
     ax.axvline(.5, color='grey', lw=1, ls=':')
     ax.axvline(rows.auc['model'], color='#0072B2', lw=.8, alpha=.4)
     ax.set(xlim=(-.02, 1.02), xlabel='AUC', yticks=range(len(rows)), yticklabels=rows.index, ylim=(len(rows) - .5, -.5))
-    ax.set_title(f'{part}, {rows.n.iloc[0]} {controls.level}s' + (f'\n{OUT_OF_FOLD}' if part == 'out-of-fold' else ''), fontsize=9)
+    notes = [SPLIT_BY_IMAGE]*(controls.split_by == 'image') + [OUT_OF_FOLD]*(part == 'out-of-fold')
+    ax.set_title('\n'.join([f'{part}, {counted(rows.n.iloc[0], controls.level)}', *notes]), fontsize=9)
     ax.spines[['top', 'right']].set_visible(False)
     return ax

@@ -18,10 +18,11 @@ from scipy.stats import beta
 from sklearn.metrics import roc_curve
 
 # %% ../nbs/api/06_decisions.ipynb #5eb939bb
+from .archive import counted
 from .calibration import fit_temperature, with_temperature
 from .files import read_json, sha256, write_json
 from .metrics import How, mean_row, wilson_row
-from .table import Predictions, PredictionsError, at_level, class_position, notes_of
+from .table import SPLIT_BY_IMAGE, Predictions, PredictionsError, at_level, class_position, notes_of
 
 # %% ../nbs/api/06_decisions.ipynb #ec71fd26
 def least_share(
@@ -58,8 +59,9 @@ class OperatingPoint:
 
     def __str__(self):
         how = f'out of {self.n_folds} folds' if self.n_folds else 'by one model'
+        image = f'; {SPLIT_BY_IMAGE}' if self.split_by == 'image' else ''
         return (f'{self.positive} from {self.threshold:.3f} on (temperature {self.temperature:.2f}), set for a {self.aim} of {self.wanted:g} on '
-            f'{self.n_of_class} of {self.n_patients} patients, predicted {how}: {self.reached:.2f} of them, at least {self.at_least:.2f} of those to come')
+            f'{self.n_of_class} of {self.n_patients} patients, predicted {how}: {self.reached:.2f} of them, at least {self.at_least:.2f} of those to come{image}')
 
 # %% ../nbs/api/06_decisions.ipynb #ed8db912
 def _who(data):
@@ -89,7 +91,7 @@ def _check_aim(sensitivity, specificity):
 def _check_enough(n, aim, name):
     "Raise `OperatingPointError` for fewer than `ENOUGH` patients of the constrained class."
     if n >= ENOUGH: return
-    raise OperatingPointError(f'A {aim} is kept on {n} patients {name}; at least {ENOUGH} are needed. '
+    raise OperatingPointError(f'A {aim} is kept on {counted(n, "patient")} {name}; at least {ENOUGH} are needed. '
         'Set on 12, 20 or 60 patients of whom 36 % are sick, a sensitivity of .95 is truly .44, .63 or .82 in the worst of 20 studies. '
         'Pool out-of-fold predictions of the whole development part (`pool_folds`), or report the whole ROC curve without a threshold.')
 
@@ -218,7 +220,7 @@ def plot_decision_curve(
     first = not ax.lines
     line, = ax.plot(curve.index, curve.model, lw=2, label=label.replace('$', r'\$'))
     ax.fill_between(curve.index, curve.low, curve.high, alpha=.15, color=line.get_color(), lw=0)
-    if first: _finish_decision(ax, curve, [f'{at_level(preds, level).probs.shape[0]} {level}s', *notes_of(preds, level)])
+    if first: _finish_decision(ax, curve, [counted(len(at_level(preds, level)), level), *notes_of(preds, level)])
     ax.legend(frameon=False, fontsize=9)
     return ax
 

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 # %% ../nbs/api/06_evaluate.ipynb #9e9f5652
+from .archive import counted
 from .calibration import calibration, calibration_bins, fit_temperature, plot_calibration, shift_prevalence, with_temperature
 from .conformal import ConformalError, conformal_sets, conformal_summary
 from .decisions import OperatingPoint, OperatingPointError, decision_curve, operating_point, plot_decision_curve, settle
@@ -22,7 +23,7 @@ from .metrics import FEW, FEW_OF_A_CLASS, MANY, How, is_few, resampled_row, resu
 from .pairs import mcnemar, paired_gain
 from .plots import confusion, plot_confusion_matrix, plot_history, plot_roc
 from .seeds import evaluate_seeds
-from .table import OUT_OF_FOLD, SPLIT_BY, SPLIT_BY_IMAGE, Predictions, PredictionsError, class_position, decide, pool_folds
+from .table import OUT_OF_FOLD, SPLIT_BY, SPLIT_BY_IMAGE, Predictions, PredictionsError, class_position, decide, pool_folds, wanted_metrics
 
 # %% ../nbs/api/06_evaluate.ipynb #b3dd5e77
 _all_ = ['calibration', 'calibration_bins', 'fit_temperature', 'plot_calibration', 'shift_prevalence', 'with_temperature', 'ConformalError', 'conformal_sets',
@@ -82,12 +83,13 @@ def evaluate(
     n_resamples=2000,   # Of a bootstrap
     seed=0,             # Of a bootstrap
     prevalence=None,    # Of the positive class where the result is to hold: moves accuracy, PPV, NPV and average precision there; None: that of these patients
-    at=None             # An `OperatingPoint` that was set on other patients: its class, temperature and threshold
+    at=None,            # An `OperatingPoint` that was set on other patients: its class, temperature and threshold
+    few='Newcombe'      # Interval of an AUC of under 20 patients or under 5 of a class, and of 0 or 1: 'Newcombe', or 'logit-DeLong', which covers more than it promises (see [metrics](06_metrics.ipynb))
 )->pd.DataFrame:        # By metric: value, low, high, n (what was counted), method (of the interval, and what is wrong with it)
     "Metrics with intervals, all between 0 and 1. Proportions: Wilson. AUC, average precision, Brier: BCa over patients. Raises `PredictionsError`."
     if prevalence is not None and not 0 < prevalence < 1: raise PredictionsError(f'prevalence = {prevalence}: a share between 0 and 1 is wanted, both excluded.')
     data, k, threshold, notes = settle(preds, positive, threshold, level, at)
-    how = How(confidence, seed, n_resamples, f'{level}s')
+    how = How(confidence, seed, n_resamples, f'{level}s', few)
     rows = _rows(data, k, threshold, how, prevalence)
     if averages: rows |= _average_rows(data, averages, how)
     df = pd.DataFrame.from_dict(rows, orient='index').rename_axis('metric')
@@ -121,7 +123,7 @@ def _groups(values, bins):
 # %% ../nbs/api/06_evaluate.ipynb #1b93cfe4
 def _size_note(y, name):
     "How small a group is, where it is."
-    return f'; small group: {len(y)} patients, {y.sum()} with {name}' if is_few(y) else ''
+    return f'; small group: {counted(len(y), "patient")}, {y.sum()} with {name}' if is_few(y) else ''
 
 def subgroups(
     preds,           # A `Predictions` with patients
@@ -131,13 +133,13 @@ def subgroups(
     bins=None,       # Ranges of a number or a date: how many, of equal mass, or their edges. None: three, where there are more than six values
     metrics=None,    # Rows of `evaluate` to show; by default sensitivity, specificity and AUC, of several classes balanced accuracy and AUC
     positive=None,   # Name of the positive class; by default the last of two
-    **options        # More of `evaluate`: threshold or at, confidence, n_resamples, seed, prevalence
+    **options        # More of `evaluate`: threshold or at, confidence, n_resamples, seed, prevalence, few
 )->pd.DataFrame:     # By group and metric: value, low, high, n, method; the first group is 'all'; nobody is left out
     "Metrics with intervals by group, small groups said so. A patient with images in two groups is in both. Raises `PredictionsError`."
     if preds.patients is None: preds.by_patient()
     groups = _groups(_value_of_rows(preds, catalog, column), bins).to_numpy()
     several = len(preds.classes) > 2 and positive is None and options.get('at') is None
-    metrics = list(metrics or (['balanced accuracy', 'auc'] if several else ['sensitivity', 'specificity', 'auc']))
+    metrics = metrics or (['balanced accuracy', 'auc'] if several else ['sensitivity', 'specificity', 'auc'])
     parts = {'all': preds} | {g: preds.take(groups == g) for g in sorted(set(groups), key=lambda o: (o == 'unknown', _as_number(o)))}
     found = {g: _group_rows(o, metrics, positive, several, options) for g,o in parts.items()}
     return pd.concat(found, names=[column])
@@ -153,7 +155,6 @@ def _group_rows(preds, metrics, positive, several, options):
     data, at = preds.by_patient(), options.get('at')
     k = None if several else class_position(data, at.positive if at else positive)
     df = evaluate(preds, positive=positive, **options)
-    lost = [o for o in metrics if o not in df.index]
-    if lost: raise PredictionsError(f'metrics: there is no {lost[0]!r}. Choose of {", ".join(df.index)}.')
-    note = f'; small group: {len(data)} patients' if several and len(data) < FEW else '' if several else _size_note(data.targets == k, data.classes[k])
+    metrics = wanted_metrics(metrics, df.index)
+    note = f'; small group: {counted(len(data), "patient")}' if several and len(data) < FEW else '' if several else _size_note(data.targets == k, data.classes[k])
     return df.loc[metrics].assign(method=df.method[metrics] + note)

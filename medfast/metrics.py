@@ -19,6 +19,9 @@ from scipy.special import expit, logit
 from scipy.stats import binomtest, bootstrap, norm, rankdata
 from scipy.stats import t as student
 
+# %% ../nbs/api/06_metrics.ipynb #c4564eb8
+from .archive import counted
+
 # %% ../nbs/api/06_metrics.ipynb #839cea40
 @dataclass(frozen=True)
 class How:
@@ -27,9 +30,11 @@ class How:
     seed:int=0            # Of a bootstrap
     n_resamples:int=2000  # Of a bootstrap
     unit:str='patients'   # What is resampled and counted
+    few:str='Newcombe'    # Of an AUC that a bootstrap cannot serve: 'Newcombe', or the wider 'logit-DeLong'
 
     def __post_init__(self):
         if not 0 < self.confidence < 1: raise ValueError(f'confidence = {self.confidence}: a share between 0 and 1 is wanted, such as .95.')
+        if self.few not in ('Newcombe', 'logit-DeLong'): raise ValueError(f"few = {self.few!r}: the interval of an AUC from few patients is 'Newcombe' or 'logit-DeLong'.")
 
 # %% ../nbs/api/06_metrics.ipynb #c5a9a7da
 def result_row(
@@ -264,7 +269,7 @@ def auc_row(
     s, # Scores, high for True
     how=How() # How the interval is made
 )->dict: # A `result_row`
-    "AUC with the interval that fits the number of patients."
+    "AUC with the interval that fits the number of patients; `how.few` says which where they are few, or where it is 0 or 1."
     n1,n0 = y.sum(), (~y).sum()
     if not n1 or not n0: return result_row(np.nan, 0, 1, len(y), 'none: both classes are needed')
     points = curves(y, s)
@@ -272,6 +277,7 @@ def auc_row(
     if len(y) > MANY and 0 < value < 1 and (variance := delong(y, s)[1]) > 0:
         return result_row(value, *logit_limits(value, variance**.5, how.confidence), len(y), f'logit-DeLong (over {MANY} {how.unit})')
     row = None if is_few(y) or value in (0, 1) else resampled_row(lambda counts: area(*points(counts)), value, len(y), how)
+    if how.few == 'logit-DeLong': return row or logit_delong_row(y, s, how)
     return row or result_row(value, *newcombe_limits(value, n1, n0, how.confidence), len(y), 'Newcombe score')
 
 # %% ../nbs/api/06_metrics.ipynb #a72aea68
@@ -350,7 +356,7 @@ def macro_row(
     known = [r for r in rows if np.isfinite(r['value'])]
     if not known: return result_row(np.nan, 0, 1, rows[0]['n'], 'none: both classes are needed')
     value,low,high = (np.mean([r[k] for r in known]) for k in ('value', 'low', 'high'))
-    absent = f', {len(rows) - len(known)} classes absent' if len(known) < len(rows) else ''
+    absent = f', {counted(len(rows) - len(known), "class", "classes")} absent' if len(known) < len(rows) else ''
     return result_row(value, low, high, rows[0]['n'], f'macro average of one class against the rest, mean of the classes and of their limits{absent}')
 
 # %% ../nbs/api/06_metrics.ipynb #07fa6954

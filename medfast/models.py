@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'NETWORKS', 'OURS', 'RECIPES', 'build_model', 'three_groups', 'body_blocks', 'block_table',
-           'find_weights', 'medical_learner', 'ModelError', 'Mirror', 'big_cnn', 'build_network', 'count_parameters',
-           'covid_cnn', 'dense_head', 'layer_table', 'mirror_cnn', 'simple_cnn', 'small_resnet', 'study_head']
+           'find_weights', 'medical_learner', 'split_of', 'ModelError', 'Mirror', 'big_cnn', 'build_network',
+           'count_parameters', 'covid_cnn', 'dense_head', 'layer_table', 'mirror_cnn', 'simple_cnn', 'small_resnet',
+           'study_head']
 
 # %% ../nbs/api/08_models.ipynb #3ad344d1
 import atexit
@@ -47,7 +48,9 @@ from .files import sha256
 from .networks import (_SHARE, _WHOLE, ModelError, Mirror, _check, big_cnn, build_network, count_parameters, covid_cnn, dense_head, layer_table,
     mirror_cnn, n_parameters, same_modes, simple_cnn, small_resnet, study_head)
 from .settings import set_seeds, watched
+from .sides import split_kind
 from .split import class_weights
+from .table import labelled, worst_split
 
 # %% ../nbs/api/08_models.ipynb #b2dc13bc
 _all_ = ['ModelError', 'Mirror', 'big_cnn', 'build_network', 'count_parameters', 'covid_cnn', 'dense_head', 'layer_table', 'mirror_cnn',
@@ -429,13 +432,20 @@ def medical_learner(
     if bool(state) if freeze is None else freeze: learn.freeze()
     return _quiet(learn)
 
+# %% ../nbs/api/08_models.ipynb #5adc1b0b
+def split_of(
+    dls # DataLoaders
+)->str: # 'patient', 'image', 'official' or 'unknown', the weakest of all parts
+    "How the images of `dls` were split."
+    return worst_split([split_kind(o) for o in (getattr(dls, 'catalogs', None) or {}).values()] or ['unknown'])
+
 # %% ../nbs/api/08_models.ipynb #9ba10583
 @patch(as_prop=True)
 def history(self:Learner)->pd.DataFrame: # epoch, train_loss, valid_loss and the metrics
     "What the last fit recorded, one row an epoch. Raises `ModelError` before the first."
     if not getattr(getattr(self, 'recorder', None), 'values', None): raise ModelError('There is no history: nothing was trained yet, or lr_find has emptied the recorder. Train first, with learn.fit(1) or a sister of it.')
     names = self.recorder.metric_names[1:-1]
-    return pd.DataFrame(list(map(list, self.recorder.values)), columns=names).rename_axis('epoch').reset_index()
+    return labelled(pd.DataFrame(list(map(list, self.recorder.values)), columns=names).rename_axis('epoch').reset_index(), split_of(self.dls))
 
 # %% ../nbs/api/08_models.ipynb #335a1ed8
 def _last_groups(model, n):

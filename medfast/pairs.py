@@ -11,6 +11,7 @@ import pandas as pd
 from scipy.stats import binomtest, norm
 
 # %% ../nbs/api/06_pairs.ipynb #6e6b0ca9
+from .archive import counted
 from .metrics import How, area, auc_row, curves, is_few, macro_row, resampled_row, result_row
 from .table import PredictionsError, class_position, decide, notes_of
 
@@ -23,7 +24,7 @@ def paired(
     a,b = a.by_patient(), b.by_patient()
     if a.classes != b.classes: raise PredictionsError(f'The classes differ: {", ".join(a.classes)} and {", ".join(b.classes)}.')
     lost = sorted(set(a.items) ^ set(b.items))
-    if lost: raise PredictionsError(f'{len(lost)} patients stand in one of the two only, the first is {lost[0]!r}. Predict the same patients with both.')
+    if lost: raise PredictionsError(f'{counted(len(lost), "patient stands", "patients stand")} in one of the two only, the first is {lost[0]!r}. Predict the same patients with both.')
     at = {o: i for i,o in enumerate(b.items)}
     b = b.take([at[o] for o in a.items])
     if (clash := np.flatnonzero(b.targets != a.targets)).size: raise PredictionsError(f'Patient {a.items[clash[0]]!r} has another label in the second predictions.')
@@ -45,11 +46,12 @@ def paired_gain(
     positive=None,    # Name of the positive class; by default the last of two; of several, the macro average over all
     confidence=.95,   # Of the interval
     n_resamples=2000, # Of the bootstrap
-    seed=0            # Of the bootstrap
+    seed=0,           # Of the bootstrap
+    few='Newcombe'    # Where patients are few: interval of each AUC, as in `evaluate`
 )->pd.DataFrame:      # One row, 'auc gain': value, low, high, n (patients), method
     "AUC of `preds_a` minus AUC of `preds_b`, in [-1, 1], by a paired bootstrap over patients. An interval that holds 0 shows no gain."
     a,b = paired(preds_a, preds_b)
-    k, how = class_position(a, positive), How(confidence, seed, n_resamples, 'patients')
+    k, how = class_position(a, positive), How(confidence, seed, n_resamples, few=few)
     ks = [k] if k is not None else [i for i in range(len(a.classes)) if (a.targets == i).any()]
     parts, n = [_auc_of(o, ks) for o in (a, b)], len(a)
     gain = lambda counts: parts[0](counts) - parts[1](counts)

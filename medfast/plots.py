@@ -15,9 +15,10 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 # %% ../nbs/api/06_plots.ipynb #6d032b6c
+from .archive import counted
 from .decisions import settle
 from .metrics import How, auc_row, curves
-from .table import PredictionsError, decide
+from .table import SPLIT_BY_IMAGE, PredictionsError, decide, labelled
 
 # %% ../nbs/api/06_plots.ipynb #5cfdab20
 def _of_counts(note): return re.sub(r'(: the interval is|,) too narrow$', '', note) # counts have no interval
@@ -84,7 +85,7 @@ def plot_confusion_matrix(
     axes = np.atleast_1d(plt.subplots(1, len(many), figsize=(side*len(many) + .4, side), layout='constrained')[1] if ax is None else ax)
     for a,(name,o) in zip(axes, many.items(), strict=True):
         cm = confusion(o, positive=positive, threshold=threshold, level=level, at=at)
-        title = f'{name}: {cm.to_numpy().sum()} {level}s'.removeprefix(': ')
+        title = f'{name}: {counted(cm.to_numpy().sum(), level)}'.removeprefix(': ')
         _draw_confusion(cm, _with_notes(title, cm.columns.name.split('; ')[1:]), a)
         a.title.set_fontsize(10)
     return axes if isinstance(preds, dict) else axes[0]
@@ -106,18 +107,19 @@ def plot_roc(
     label=None,      # Name in the legend
     seed=0,          # Of the bootstrap
     at=None,         # An `OperatingPoint` that was set on other patients, instead of a threshold
+    few='Newcombe',  # Interval of an AUC from few patients, as in `evaluate`
     ax=None          # Axes to draw on, such as those of another curve; by default new ones
 ):                   # The axes
     "ROC curve, with AUC and interval in the legend and the operating threshold marked. Raises `PredictionsError`."
     data, k, threshold, notes = settle(preds, positive, threshold, level, at)
     if k is None: raise PredictionsError(f'An ROC curve sets one class against the rest: name one of {", ".join(data.classes)} as positive.')
     y,s = data.targets == k, data.probs[:, k]
-    r = auc_row(y, s, How(confidence, seed, 2000, f'{level}s'))
+    r = auc_row(y, s, How(confidence, seed, unit=f'{level}s', few=few))
     if np.isnan(r['value']): raise PredictionsError(f'An ROC curve needs patients with and without {data.classes[k]}; all {len(y)} here are alike.')
     ax = ax or plt.subplots(figsize=(4.6, 4.6), layout='constrained')[1]
     line, = ax.plot(*_roc_points(y, s), lw=2, label=f'{_plain(label or "AUC")} {r["value"]:.2f} [{r["low"]:.2f}, {r["high"]:.2f}]')
     ax.plot((s >= threshold)[~y].mean(), (s >= threshold)[y].mean(), 'o', ms=8, color=line.get_color(), mec='white')
-    _finish_roc(ax, _with_notes(f'{data.classes[k]}: {y.sum()} of {len(y)} {level}s', notes), threshold)
+    _finish_roc(ax, _with_notes(f'{data.classes[k]}: {y.sum()} of {counted(len(y), level)}', notes), threshold)
     return ax
 
 # %% ../nbs/api/06_plots.ipynb #c47bd7ed
@@ -131,7 +133,7 @@ def _finish_roc(ax, title, threshold):
 
 # %% ../nbs/api/06_plots.ipynb #10aa6ca4
 def plot_history(
-    history, # DataFrame: epoch, train_loss, valid_loss and metrics such as accuracy; columns `time` and `stage` are not drawn
+    history, # DataFrame: epoch, train_loss, valid_loss and metrics such as accuracy, from a learner or `labelled`; columns `time` and `stage` are not drawn
     ax=None  # Two axes to draw on; by default new ones
 ):           # The axes
     "Training curves: losses left, metrics right. A metric of the training images is called train_<metric>. Raises `ValueError` without a loss."
@@ -145,6 +147,7 @@ def plot_history(
         a.set(xlabel='epoch', ylabel='loss' if cols is losses else ', '.join(sorted({_metric(c) for c in cols})))
         a.xaxis.set_major_locator(MaxNLocator(integer=True))
         a.legend(frameon=False, fontsize=9)
+    if history.columns.name == SPLIT_BY_IMAGE: axes[0].set_title(SPLIT_BY_IMAGE, fontsize=9, loc='left')
     return axes
 
 # %% ../nbs/api/06_plots.ipynb #b90ac842

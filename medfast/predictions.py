@@ -26,6 +26,7 @@ from torch import nn
 # %% ../nbs/api/11_predictions.ipynb #63ab6b5b
 from .evaluate import Predictions, PredictionsError
 from .schedule import cycle_lengths
+from .sides import split_kind
 from .table import join_folds, worst_split
 
 # %% ../nbs/api/11_predictions.ipynb #a9ac5622
@@ -54,9 +55,8 @@ def _rows(dls, ds_idx):
         items = [r for _,r in items.iterrows()] if hasattr(items, 'iterrows') else items
         return [_name(o, i) for i,o in enumerate(items)], None, None, 'unknown'
     rows = list(dls.catalogs.values())[ds_idx]
-    how = set(rows.split_by.dropna()) if 'split_by' in rows else set()
     patients = rows.patient.tolist() if 'patient' in rows else None
-    return _names(rows), patients, rows.label.tolist(), how.pop() if len(how)==1 else 'unknown'
+    return _names(rows), patients, rows.label.tolist(), split_kind(rows)
 
 # %% ../nbs/api/11_predictions.ipynb #68928edd
 def _check_part(dls, ds_idx):

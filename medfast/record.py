@@ -22,7 +22,7 @@ from .controls import BORDER_NOTE, CANNOT_TELL, Controls, verdict
 from .evaluate import Predictions, calibration, evaluate, operating_point, paired_gain, subgroups, with_temperature
 from .files import RunFolder, read_json
 from .page import counted, interval_words, is_known, listed, number
-from .privacy import PERSONAL, private_names, scrub
+from .privacy import PERSONAL, hide_groups, private_names, scrub
 from .table import SPLIT_BY_IMAGE
 
 # %% ../nbs/api/16_record.ipynb #0e7a651e
@@ -226,7 +226,7 @@ def read_run(
     preds = {part: Predictions.load(folder/name) for part,name in FILES.items() if results.get(part)}
     names = _names(folder, next(iter(preds.values())).classes)
     clean = lambda o: scrub(o, names, identifying)
-    return Record(folder, clean(results), clean(read_json(folder/'settings.json')), preds, pd.read_csv(folder/'split_summary.csv', index_col=0), pd.read_csv(folder/'history.csv'), names, identifying)
+    return Record(folder, clean(hide_groups(results, identifying)), clean(read_json(folder/'settings.json')), preds, pd.read_csv(folder/'split_summary.csv', index_col=0), pd.read_csv(folder/'history.csv'), names, identifying)
 
 # %% ../nbs/api/16_record.ipynb #f2136b4c
 _OURS = re.compile(r'thermograms-\d+x\d+-seed\d+|simulated|made-up|embedded')

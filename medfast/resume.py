@@ -15,11 +15,14 @@ from os.path import commonprefix
 from pathlib import Path
 
 # %% ../nbs/api/10_resume.ipynb #8b3c5dd8
+from .archive import counted
 from .files import atomic_path
+from .models import split_of
 from .networks import n_parameters
 from .precompute import tensor_digest
 from .schedule import EarlyStop, cycle_lengths, fit_cycles
 from .settings import set_seeds
+from .table import labelled
 
 # %% ../nbs/api/10_resume.ipynb #6949fb7c
 import pandas as pd
@@ -150,7 +153,7 @@ def _fit_of(learn, n_epoch, schedule):
     if schedule == 'flat': return learn.fit, [n_epoch]
     if not isinstance(schedule, dict): raise ResumeError(f"schedule = {schedule!r}: choose 'one_cycle', 'flat' (a constant rate), or the options of fit_cycles, such as dict(n_cycles=3, cycle_mult=2).")
     n = sum(cycle_lengths(**schedule))
-    if n != n_epoch: raise ResumeError(f'n_epoch = {n_epoch}, but the cycles {schedule} have {n} epochs together. Give n_epoch={n}.')
+    if n != n_epoch: raise ResumeError(f'n_epoch = {n_epoch}, but the cycles {schedule} have {counted(n, "epoch")} together. Give n_epoch={n}.')
     return partial(learn.fit_cycles, **{k: v for k,v in schedule.items() if k != 'n_cycles'}), [schedule['n_cycles']]
 
 # %% ../nbs/api/10_resume.ipynb #6680cac5
@@ -168,12 +171,12 @@ def fit_resumable(self:Learner,
     stop = next((o for o in [*self.cbs, *L(cbs)] if isinstance(o, EarlyStop)), None)
     path,facts = Path(path), _facts(self, n_epoch, lr_max, seed, schedule, stop)
     past = _go_on(self, path, facts) if path.exists() else {}
-    if _is_over(past): return _finished(past, stop)
+    if _is_over(past): return _finished(self, past, stop)
     if not past: self.create_opt()
     rows = past.get('rows', [])
     check = Checkpoint(path, facts, rows, past.get('smooth'), stop, past.get('best'))
     fit(*args, lr_max, cbs=[check, *L(cbs)], start_epoch=len(rows))
-    return pd.DataFrame(check.rows)
+    return labelled(pd.DataFrame(check.rows), split_of(self.dls))
 
 # %% ../nbs/api/10_resume.ipynb #91febf0a
 def _facts(learn, n_epoch, lr_max, seed, schedule, stop):
@@ -184,10 +187,10 @@ def _facts(learn, n_epoch, lr_max, seed, schedule, stop):
 
 def _is_over(past): return bool(past) and (past.get('finished', False) or len(past['rows']) == past['n_epoch'])
 
-def _finished(past, stop):
+def _finished(learn, past, stop):
     "The history of a finished training; its early stopping, if any, learns what it had found."
     if stop: stop.best_epoch,stop.stopped = past['best_epoch'],past['stopped']
-    return pd.DataFrame(past['rows'])
+    return labelled(pd.DataFrame(past['rows']), split_of(learn.dls))
 
 # %% ../nbs/api/10_resume.ipynb #92d1741c
 def shown(

@@ -5,15 +5,19 @@
 # %% auto #0
 __all__ = ['evaluate_seeds']
 
+# %% ../nbs/api/06_seeds.ipynb #2de9053e
+from functools import cache
+
 # %% ../nbs/api/06_seeds.ipynb #acbb5dda
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
 # %% ../nbs/api/06_seeds.ipynb #ff893983
+from .archive import counted
 from .metrics import How, area, average_precision, bca, curves, is_few, result_row, several_class_rows, two_class_rows
 from .pairs import paired
-from .table import PredictionsError, class_position, decide, notes_of
+from .table import PredictionsError, class_position, decide, notes_of, wanted_metrics
 
 # %% ../nbs/api/06_seeds.ipynb #a026399e
 def _share(counts, hits, among):
@@ -66,21 +70,15 @@ def _metric_rows(data, k, threshold, how):
     return two_class_rows(data.targets == k, data.probs[:, k], data.probs[:, k] >= threshold, how)
 
 # %% ../nbs/api/06_seeds.ipynb #37f1a737
-def _seed_row(name, datas, k, threshold, how, few):
-    "The row of one metric, without the spread of the seeds."
-    n, each = len(datas[0]), [_statistics(o, k, threshold)[name] for o in datas]
-    value = np.mean([f(np.ones((1, n)))[0] for f in each])
-    if np.isnan(value): return result_row(np.nan, 0, 1, n, 'none: a class is missing')
-    low,high,left_out = (np.nan, np.nan, 0) if few else _two_way(each, n, how)
-    if np.isnan(low + high): return _added([_metric_rows(o, k, threshold, how)[name] for o in datas], how)
+def _seed_row(statistics, n, how, few, single):
+    "The row of one metric from its `statistics`, one function of counts a seed; where a bootstrap cannot serve, from the rows that `single()` gives."
+    values = np.array([f(np.ones((1, n)))[0] for f in statistics])
+    value, spread = values.mean(), {'seeds': len(values), 'seed sd': values.std(ddof=1), 'seed lowest': values.min(), 'seed highest': values.max()}
+    if np.isnan(value): return result_row(np.nan, 0, 1, n, 'none: a class is missing') | spread
+    low,high,left_out = (np.nan, np.nan, 0) if few else _two_way(statistics, n, how)
+    if np.isnan(low + high): return _added(single(), how) | spread
     note = f', {left_out} left out (one class only)' if left_out else ''
-    return result_row(value, min(low, value), max(high, value), n, f'two-way BCa bootstrap over {n} patients and {len(each)} seeds, {how.n_resamples} resamples{note}')
-
-# %% ../nbs/api/06_seeds.ipynb #bbe605e5
-def _spread(name, datas, k, threshold):
-    "How far the seeds alone are apart."
-    values = np.array([_statistics(o, k, threshold)[name](np.ones((1, len(o))))[0] for o in datas])
-    return {'seeds': len(values), 'seed sd': values.std(ddof=1), 'seed lowest': values.min(), 'seed highest': values.max()}
+    return result_row(value, min(low, value), max(high, value), n, f'two-way BCa bootstrap over {n} patients and {len(values)} seeds, {how.n_resamples} resamples{note}') | spread
 
 # %% ../nbs/api/06_seeds.ipynb #b3a3f9bb
 def evaluate_seeds(
@@ -88,18 +86,21 @@ def evaluate_seeds(
     *,
     positive=None,    # Name of the positive class; by default the last of two; of several, macro averages
     threshold=.5,     # Probability from which a patient is called positive
+    metrics=None,     # Rows to make, such as ['auc']; None: all. Over thousands of patients each takes its time
     confidence=.95,   # Of the intervals
     n_resamples=2000, # Of the two-way bootstrap
-    seed=0            # Of the bootstrap
+    seed=0,           # Of the bootstrap
+    few='Newcombe'    # Where patients are few: interval of an AUC within a seed, as in `evaluate`
 )->pd.DataFrame:      # By metric: value (mean over seeds), low, high, n, method; and apart, seeds, seed sd, seed lowest, seed highest
     "A procedure that was run with several seeds, by patient, with intervals over patients and seeds. Raises `PredictionsError`."
     given = list(preds.values() if isinstance(preds, dict) else preds)
-    if len(given) < 2: raise PredictionsError(f'{len(given)} seeds: two or more are wanted. One model is measured by `evaluate`.')
+    if len(given) < 2: raise PredictionsError(f'{counted(len(given), "seed")}: two or more are wanted. One model is measured by `evaluate`.')
     datas = [paired(given[0], given[0])[0], *[paired(given[0], o)[1] for o in given[1:]]]
-    k, how = class_position(datas[0], positive), How(confidence, seed, n_resamples, 'patients')
-    few = any(is_few(datas[0].targets == i) for i in ([k] if k is not None else np.unique(datas[0].targets)))
-    names = list(_statistics(datas[0], k, threshold))
-    df = pd.DataFrame.from_dict({o: _seed_row(o, datas, k, threshold, how, few) | _spread(o, datas, k, threshold) for o in names}, orient='index')
+    k, how = class_position(datas[0], positive), How(confidence, seed, n_resamples, few=few)
+    small = any(is_few(datas[0].targets == i) for i in ([k] if k is not None else np.unique(datas[0].targets)))
+    each, plain = [_statistics(o, k, threshold) for o in datas], cache(lambda: [_metric_rows(o, k, threshold, how) for o in datas])
+    rows = {m: _seed_row([o[m] for o in each], len(datas[0]), how, small, lambda: [o[m] for o in plain()]) for m in wanted_metrics(metrics, each[0])}
+    df = pd.DataFrame.from_dict(rows, orient='index')
     notes = ''.join(f'; {o}' for o in dict.fromkeys(n for o in given for n in notes_of(o, 'patient')))
     macro = ['; macro average of one class against the rest' if k is None and o not in ('accuracy', 'brier') else '' for o in df.index]
     return df.rename_axis('metric').assign(method=df.method + macro + notes)

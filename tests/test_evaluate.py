@@ -99,7 +99,7 @@ def test_one_class_only_gives_no_number_but_says_why():
 def test_a_class_that_is_absent_is_left_out_of_the_mean_and_said():
     probs = np.full((30, 3), 1/3) + np.linspace(-.1, .1, 30)[:, None]*[1, -1, 0]
     df = evaluate(Predictions(probs, np.arange(30) % 2, list('abc'), range(30), range(30)))
-    assert '1 classes absent' in df.method['auc'] and np.isnan(df.value['auc: c'])
+    assert '1 class absent' in df.method['auc'] and np.isnan(df.value['auc: c'])
 
 
 def test_same_seed_same_interval_other_seed_another():
@@ -292,6 +292,27 @@ def test_small_groups_stay_and_say_so():
     small = df.loc['tiny']
     assert small.method.str.contains('small group: 3 patients').all() and not df.loc['big'].method.str.contains('small').any()
     assert small.n['auc'] == 3
+
+
+def test_a_group_of_one_is_one_patient():
+    preds, catalog = grouped()
+    catalog['site'] = np.where(catalog.patient == '0000', 'tiny', 'big')
+    assert subgroups(preds, catalog, 'site', n_resamples=50).loc['tiny'].method.str.contains('small group: 1 patient,').all()
+
+
+def test_a_reviewer_gets_logit_delong_by_one_word():
+    preds, catalog = grouped()
+    few = preds.take(range(12))
+    asked, plain = evaluate(few, few='logit-DeLong'), evaluate(few)
+    assert asked.method['auc'] == 'logit-DeLong, corrected for continuity' and plain.method['auc'] == 'Newcombe score'
+    assert asked.high['auc'] - asked.low['auc'] > plain.high['auc'] - plain.low['auc']
+    pd.testing.assert_frame_equal(asked.drop(index='auc'), plain.drop(index='auc'))
+    catalog['site'] = np.where(catalog.patient < '0012', 'tiny', 'big')
+    groups = subgroups(preds, catalog, 'site', few='logit-DeLong', n_resamples=50).xs('auc', level='metric')
+    assert groups.method['tiny'].startswith('logit-DeLong') and groups.method['big'].startswith('BCa') and groups.low['tiny'] == evaluate(preds.take(np.array(preds.patients) < '0012'), few='logit-DeLong').low['auc']
+    legend = plot_roc(few, few='logit-DeLong').get_legend().texts[0].get_text()
+    assert f'[{asked.low["auc"]:.2f}, {asked.high["auc"]:.2f}]' in legend
+    with pytest.raises(ValueError, match="few = 'DeLong'"): evaluate(few, few='DeLong')
 
 
 def test_a_join_by_patient_where_paths_differ():

@@ -12,7 +12,6 @@ from sklearn.calibration import calibration_curve
 
 from medfast.calibration import (NEAR, TEMPERATURES, calibration, calibration_bins, calibration_error, fit_temperature, intercept_row, perfect_errors, plot_calibration,
     shift_prevalence, slope_row, with_temperature)
-from medfast.metrics import How
 from medfast.table import Predictions, PredictionsError
 
 
@@ -57,7 +56,7 @@ def test_bins_and_brier_are_those_of_scikit_learn(seed):
     p = np.round(p, 2) if seed % 2 else p
     bins = calibration_bins(preds_of(y, p))
     np.testing.assert_allclose([bins.observed, bins.predicted], calibration_curve(y, p, n_bins=5, strategy='quantile'), atol=1e-9)
-    assert bins.n.sum() == 73 and (bins.low <= bins.observed).all() and (bins.observed <= bins.high).all()
+    assert bins.n.sum() == 73 and (bins.low <= bins.observed).all() and (bins.observed <= bins.high).all() and (bins.method == 'Wilson').all()
     assert calibration(preds_of(y, p), n_resamples=20).value['brier'] == pytest.approx(metrics.brier_score_loss(y, p), abs=1e-9)
     want = (bins.n*(bins.predicted - bins.observed).abs()).sum()/73
     assert calibration_error(y, p) == pytest.approx(want, abs=1e-9)

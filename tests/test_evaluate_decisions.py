@@ -53,6 +53,10 @@ def test_nineteen_are_too_few_and_twenty_are_enough(sick, aim, enough):
         with pytest.raises(OperatingPointError, match=rf'on {n} patients .*at least 20 are needed.*12, 20 or 60 patients.*\.44, \.63 or \.82'): operating_point(preds, **{aim: .9})
 
 
+def test_one_patient_is_one():
+    with pytest.raises(OperatingPointError, match='kept on 1 patient with Sick; at least 20'): operating_point(patients(sick=1), sensitivity=.9)
+
+
 def test_patients_are_counted_not_images():
     preds = patients(60, patients=[f'{i//4}' for i in range(60)], sick=0)
     preds.targets = (np.arange(60)//4 < 5).astype(int)

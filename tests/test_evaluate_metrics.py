@@ -139,6 +139,29 @@ def test_logit_delong_has_a_width_even_at_0_and_1(data):
         assert 0 <= row['low'] <= row['value'] <= row['high'] <= 1 and row['high'] - row['low'] > .01, row
 
 
+@quick
+@given(truth_and_scores(2, 60), st.sampled_from(['plain', 'parted', 'opposite', 'equal']))
+def test_few_asks_for_the_interval_where_a_bootstrap_cannot_serve_and_nowhere_else(data, kind):
+    y, s = data
+    s = dict(plain=s, parted=y.astype(float), opposite=-y.astype(float), equal=np.zeros(len(y)))[kind]
+    plain, asked = (auc_row(y, s, How(n_resamples=50, few=o)) for o in ('Newcombe', 'logit-DeLong'))
+    if plain['method'] == 'Newcombe score': assert asked == logit_delong_row(y, s)
+    else: assert asked == plain
+    if len(y) < 20 or min(y.sum(), (~y).sum()) < 5 or plain['value'] in (0, 1): assert plain['method'] == 'Newcombe score'
+    assert plain == auc_row(y, s, How(n_resamples=50)), 'Newcombe is the default'
+
+
+def test_logit_delong_of_few_patients_keeps_the_confidence():
+    y, s = np.arange(12) < 4, np.random.default_rng(0).normal(size=12)
+    wide, narrow = (auc_row(y, s, How(confidence=o, few='logit-DeLong')) for o in (.95, .5))
+    assert wide['low'] < narrow['low'] < narrow['high'] < wide['high']
+
+
+@pytest.mark.parametrize('few', ['newcombe', 'DeLong', None, ''])
+def test_an_interval_that_does_not_exist_is_refused(few):
+    with pytest.raises(ValueError, match=f"few = {few!r}: .*'Newcombe' or 'logit-DeLong'"): How(few=few)
+
+
 def test_bca_is_that_of_scipy_with_a_plain_statistic():
     rng = np.random.default_rng(4)
     y, s = np.arange(40) % 3 == 0, rng.normal(size=40)

@@ -9,6 +9,7 @@ from scipy.stats import bootstrap
 from sklearn import metrics
 
 from medfast.evaluate import evaluate
+from medfast.metrics import How, auc_row, bca
 from medfast.pairs import mcnemar, paired, paired_gain
 from medfast.seeds import _statistics, evaluate_seeds
 from medfast.table import Predictions, PredictionsError
@@ -187,7 +188,39 @@ def test_one_class_only_has_seeds_without_an_auc():
     assert np.isnan(df.value['auc']) and df.method['auc'].startswith('none') and df.value['sensitivity'] > 0
 
 
-@pytest.mark.parametrize('preds, rule', [(lambda: by_seed()[:1], '1 seeds: two or more'), (lambda: [by_seed()[0], by_seed(40)[0]], 'stand in one of the two only'), (lambda: {}, '0 seeds')])
+@pytest.mark.parametrize('preds, n', [(by_seed, 60), (lambda: by_seed(14), 14), (lambda: [organs(i) for i in range(3)], 90)])
+def test_metrics_asked_for_are_the_rows_of_all(preds, n, monkeypatch):
+    import medfast.seeds as seeds
+    whole, calls = evaluate_seeds(preds(), n_resamples=50), []
+    monkeypatch.setattr(seeds, 'bca', lambda *args: calls.append(args) or bca(*args))
+    pd.testing.assert_frame_equal(evaluate_seeds(preds(), metrics=['brier', 'auc'], n_resamples=50), whole.loc[['brier', 'auc']])
+    assert len(calls) == (2 if n > 20 else 0), 'nothing else is resampled'
+    with pytest.raises(PredictionsError, match="metrics: there is no 'f1'. Choose of .*brier"): evaluate_seeds(preds(), metrics=['auc', 'f1'])
+
+
+def test_seeds_of_few_patients_are_evaluated_once_each(monkeypatch):
+    import medfast.seeds as seeds
+    rows, calls = seeds.two_class_rows, []
+    monkeypatch.setattr(seeds, 'two_class_rows', lambda *args: calls.append(args) or rows(*args))
+    evaluate_seeds(by_seed(14))
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize('few, words', [('Newcombe', 'Newcombe score'), ('logit-DeLong', 'logit-DeLong, corrected for continuity')])
+def test_few_patients_may_have_either_interval_in_pairs_and_seeds(few, words):
+    a, b = random_preds(3, 12), random_preds(3, 12, shift=.2)
+    rows = [auc_row(o.targets == 1, o.probs[:, 1], How(few=few)) for o in (a, b)]
+    gain = paired_gain(a, b, few=few).loc['auc gain']
+    assert gain.low == pytest.approx(gain.value - np.hypot(rows[0]['value'] - rows[0]['low'], rows[1]['high'] - rows[1]['value']), abs=1e-12)
+    assert evaluate_seeds(by_seed(14), few=few).method['auc'].startswith(f'{words} within a seed')
+
+
+def test_one_patient_too_many_is_one():
+    a = random_preds(3)
+    with pytest.raises(PredictionsError, match='^1 patient stands in one of the two only'): paired(a, a.take(range(59)))
+
+
+@pytest.mark.parametrize('preds, rule', [(lambda: by_seed()[:1], '^1 seed: two or more'), (lambda: [by_seed()[0], by_seed(40)[0]], 'stand in one of the two only'), (lambda: {}, '0 seeds')])
 def test_seeds_that_do_not_belong_together_are_refused(preds, rule):
     with pytest.raises(PredictionsError, match=rule): evaluate_seeds(preds())
 

@@ -160,7 +160,7 @@ def test_ensembles_join_folds_by_item():
     assert join_folds([None, None]) is None
 
 
-@pytest.mark.parametrize('parts, rule', [(lambda f: f[:1], '1 folds: two or more'), (lambda f: [f[0], f[0]], 'stands in fold 0 and in fold 1'),
+@pytest.mark.parametrize('parts, rule', [(lambda f: f[:1], '^1 fold: two or more'), (lambda f: [f[0], f[0]], 'stands in fold 0 and in fold 1'),
     (lambda f: [f[0], Predictions(f[1].probs, f[1].targets, ['a', 'b'], f[1].items, f[1].patients, 'patient')], 'Fold 1 has the classes a, b')])
 def test_folds_that_do_not_belong_together_are_refused(parts, rule):
     with pytest.raises(PredictionsError, match=rule): pool_folds(parts(in_folds()))

@@ -123,14 +123,14 @@ def test_more_images_than_columns(pictures):
     assert [bool(ax.images) for ax in axes]==[True]*5 + [False]
 
 
-@pytest.mark.parametrize('p,y,label,says', [([.9], [1], 'Sick', 'of 1 Sick images, all'), ([.9], [1], 'Healthy', 'there are no Healthy images'), ([.9, .1], [1, 0], None, 'of 2 images, all')])
+@pytest.mark.parametrize('p,y,label,says', [([.9], [1], 'Sick', 'of 1 Sick image, it is called'), ([.9], [1], 'Healthy', 'there are no Healthy images'), ([.9, .1], [1, 0], None, 'of 2 images, all')])
 def test_an_empty_gallery_says_why(p, y, label, says):
     axes = plot_gallery(two_classes(np.array(p), np.array(y)), 'most incorrect', label=label)
     assert says in axes[0].texts[0].get_text()
 
 
 def test_none_correct_says_so():
-    assert 'none are' in plot_gallery(two_classes(np.array([.1]), np.array([1])), 'correct')[0].texts[0].get_text()
+    assert 'of 1 image, none is called' in plot_gallery(two_classes(np.array([.1]), np.array([1])), 'correct')[0].texts[0].get_text()
 
 
 @pytest.mark.parametrize('by,told', [('image', True), ('patient', False)])

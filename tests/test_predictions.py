@@ -1,6 +1,7 @@
 "One pass: rows that stay with their files, views that are really drawn, and nothing disturbed by looking."
 import random
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ from medfast.evaluate import Predictions, PredictionsError
 from medfast.loaders import array_dls, study_dls
 from medfast.models import medical_learner
 from medfast.precompute import Precomputed  # noqa: F401  (patches Learner)
-from medfast.predictions import KeepSnapshots, UntrainedWarning, ensemble, is_trained
+from medfast.predictions import KeepSnapshots, UntrainedWarning, _rows, ensemble, is_trained
 from medfast.schedule import ScheduleError
 from medfast.settings import set_seeds
 from medfast.split import split_catalog, upsample_training
@@ -110,6 +111,8 @@ def test_split_by_image_and_unknown_patients_are_told(catalog):
     catalog = split_catalog(catalog.drop(columns=['split', 'split_by']), valid=.5, by='image', seed=1)
     assert learner(catalog).predictions().split_by=='image'
     assert learner(catalog.drop(columns=['patient', 'split_by'])).predictions().patients is None
+    mixed = catalog.assign(split_by=['patient']*3 + ['image']*(len(catalog) - 3))
+    assert _rows(SimpleNamespace(catalogs={'valid': mixed}), 0)[3]=='image', 'an image that was kept apart by patient mends nothing'
 
 
 def test_items_relative_to_a_folder(learn, small_study, tmp_path):

@@ -17,7 +17,7 @@ from medfast.checklists import AUTHOR, CHECKLISTS, FILLED, NOT_APPLICABLE, check
 from medfast.controls import BORDER_NOTE, CANNOT_TELL, verdict
 from medfast.evaluate import Predictions, evaluate
 from medfast.files import FilesError, RunFolder
-from medfast.privacy import hide_names, hide_paths, private_names, scrub
+from medfast.privacy import hide_groups, hide_names, hide_paths, private_names, scrub
 from medfast.record import ReportError, first_words, made_up_run, read_run
 from medfast.report import write_report
 
@@ -513,6 +513,26 @@ def test_single_patients_of_real_data_are_not_told(tmp_path, whole):
         text = sections(write_report(o, identifying=o.path.name == 'c'))['subgroups']
         assert 'a 30 0.61' in text and '†' not in text
     assert '†' in sections(write_report(copied(whole, tmp_path/'d', subgroups=dict(age=rows), origin=None)))['subgroups'], 'unknown data are taken for real ones'
+
+
+def test_results_that_lost_small_groups_when_they_were_written_are_told_as_those_that_lose_them_when_read(tmp_path, whole):
+    rows = [dict(group=g, metric='auc', value=.61, low=.1, high=.9, n=n, method='Wilson') for g,n in (('all', 60), ('a', 3), ('b', 14), ('c', 40))]
+    real = dict(subgroups=dict(age=rows), origin=whole.load_json('results.json')['origin'] | dict(kind='DMR-IR'))
+    written = hide_groups(real)
+    assert [(o['value'], o['low'], o['high'], o['n']) for o in written['subgroups']['age']] == [(.61, .1, .9, 60), (None,)*4, (None,)*4, (.61, .1, .9, 40)]
+    assert written['origin'] == real['origin'] and real['subgroups']['age'] is rows and rows[1]['n'] == 3, 'what is given stays as it is'
+    early, late = (read_run(copied(whole, tmp_path/name, **o)) for name,o in (('early', written), ('late', real)))
+    assert early.results['subgroups'] == late.results['subgroups'] == written['subgroups']
+    assert 'a † – –' in sections(write_report(early.folder, identifying=True))['subgroups'], 'what is not there cannot be told'
+    assert read_run(late.folder, identifying=True).results['subgroups']['age'][1]['n'] == 3
+
+
+def test_groups_are_hidden_column_by_column_and_none_where_all_are_large():
+    rows = lambda **sizes: [dict(group=g, metric='auc', value=.6, low=.1, high=.9, n=n, method='Wilson') for g,n in sizes.items()]
+    told = hide_groups(dict(subgroups=dict(age=rows(all=60, young=5, old=55), view=rows(all=60, front=4, side=4, back=52), kind=rows(all=3, only=3))))['subgroups']
+    hidden = {column: [o['group'] for o in own if o['n'] is None] for column,own in told.items()}
+    assert hidden == dict(age=[], view=['front', 'side'], kind=['only'])
+    assert hide_groups({}) == {} and hide_groups(dict(subgroups=None)) == dict(subgroups=None)
 
 
 def test_the_test_part_unopened_or_opened_too_often(tmp_path):
