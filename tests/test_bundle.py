@@ -696,7 +696,7 @@ def frames(kind):
 
 
 ODD = dict(bomb=('a.png', png((13_000, 13_000), '1'), 'at most 16,777,216'), huge=('a.png', b'\x89PNG' + bytes(2**25), 'at most 33,554,432'), empty=('a.png', b'', 'is empty'), program=('a.exe', b'MZ\x90\x00' + bytes(99), 'unknown format'),
-    page=('a.html', b'<html>', 'unknown format'), animated=('a.png', frames('PNG'), 'holds more than one picture'), pages=('a.tif', frames('TIFF'), 'holds 2 pictures'), gif=('a.gif', frames('GIF'), 'unknown format'),
+    page=('a.html', b'<html>', 'unknown format'), animated=('a.png', frames('PNG'), 'holds more than one picture'), pages=('a.tif', frames('TIFF'), 'holds more than one picture'), gif=('a.gif', frames('GIF'), 'unknown format'),
     cut=('a.png', noise()[:400], 'a.png'), no_matrix=('a.txt', b'hello\n', 'a.txt'), empty_text=('a.txt', b'', 'is empty'), small_matrix=('a.txt', b'28.5 28.6\n'*3, 'wanted'), large_text=('a.csv', b'1'*(10**7), 'at most'),
     utf16=('a.txt', 'grad'.encode('utf-16'), 'UTF-16'), long=('x'*255 + '.png', b'no', r'\.\.\.'), up=('../../etc/passwd', b'root', 'passwd'), control=('a\x1b[2J\n.png', b'no', 'x1b'), zip=('a.npz', b'PK\x03\x04', 'unknown format'),
     text_bomb=('a.png', None, 'a.png'))
