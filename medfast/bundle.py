@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.data.transforms import Normalize
+from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import no_random
 from fastai.vision.augment import RandTransform
@@ -53,7 +54,7 @@ from .loaders import _batch_tfms, _stats
 from .models import ARCHITECTURES, NETWORKS, build_model, _timm_names
 from .networks import build_network, dense_head, n_parameters, same_modes, study_head
 from .predictions import ensemble, is_trained, _on_features, _warn_untrained
-from .sides import split_kind
+from .sides import originals, split_kind
 from .split import split_hash
 from .table import Predictions
 
@@ -293,7 +294,7 @@ def _plain_facts(facts):
 def _parts_of(learns):
     "The catalogs by part; where the learners have others, as folds have, what any of them was trained on or chosen by is one part, `development`."
     first,*others = [o.dls.catalogs for o in learns]
-    whole = lambda parts: pd.concat(list(parts.values()), ignore_index=True)
+    whole = lambda parts: originals(pd.concat(list(parts.values()), ignore_index=True))
     if all(split_hash(whole(o))==split_hash(whole(first)) for o in others): return first
     open_to_all = lambda parts: whole(parts).assign(split=lambda o: o.split.replace('valid', 'train'))
     if len({split_hash(open_to_all(o.dls.catalogs)) for o in learns}) > 1: raise BundleError('These learners know different patients: what one was tested on, another may have learned. Train all of them on folds of one part, with one test part.')
@@ -304,7 +305,7 @@ def _split_facts(catalogs):
     "What is known of the split, without a name of a patient or a file."
     rows = pd.concat(list(catalogs.values()), ignore_index=True)
     known = 'patient' in rows and rows.patient.notna().all()
-    return dict(hash=split_hash(rows), by=split_kind(rows), n_images={p: len(o) for p,o in catalogs.items()},
+    return dict(hash=split_hash(rows), by=split_kind(rows), n_images={p: len(originals(o)) for p,o in catalogs.items()},
         n_patients={p: int(o.patient.nunique()) for p,o in catalogs.items()} if known else None)
 
 def _versions():
@@ -334,7 +335,7 @@ def _card(learns, point, temperature, facts):
     "Everything of `medfast.json`."
     own,*others = map(_own, learns)
     odd = next((f'learner {i} has another {k}' for i,o in enumerate(others, 1) for k in own if o[k]!=own[k]), None)
-    if odd: raise BundleError(f'{odd} than learner 0. Only networks of one kind, that see the same images in the same way, are averaged in a bundle.')
+    if odd: raise BundleError(f'{odd} than learner 0. Only networks of one kind, that see images in the same way, are averaged in a bundle. Where each training part had a normalisation of its own, give all of them one: stats=(means, deviations).')
     classes = own['classes']
     if point is not None and tuple(point.classes)!=tuple(classes): raise BundleError(f'The operating point is for the classes {", ".join(point.classes)}, the learner has {", ".join(classes)}.')
     origins = sorted({str(getattr(o, 'weights', 'unknown')) for o in learns})
@@ -350,7 +351,9 @@ def _weights(model):
     for k,v in state.items():
         if v.dtype not in _TYPES: raise BundleError(f'{k} is {v.dtype}; a bundle holds full precision. Call learn.model.float() first.')
         if v.is_floating_point() and not v.isfinite().all(): raise BundleError(f'{k} holds NaN or infinite weights: the training diverged. Train again with a smaller learning rate.')
-    return save_tensors(state)
+    data = save_tensors(state)
+    if len(data) > _MOST['model.safetensors']: raise BundleError(f'The weights have {len(data):,} bytes; a bundle holds at most {_MOST["model.safetensors"]:,}. Take fewer networks, or smaller ones.')
+    return data
 
 def _write_sums(folder):
     "Write the checksums of all files of a bundle."
@@ -385,8 +388,9 @@ def save_bundle(
     onnx=False  # Write `model.onnx`, too (needs medfast[onnx])
 )->Path:        # The folder
     "Write a bundle: whole or not at all, read again and compared with the learner before it takes its place. Raises `BundleError`."
-    dest,learns = Path(path), list(learn) if isinstance(learn, (list, tuple)) else [learn]
+    dest,learns = Path(path), [learn] if isinstance(learn, Learner) else list(learn)
     if not 1 <= len(learns) <= _MEMBERS: raise BundleError(f'{len(learns)} learners were given: 1 to {_MEMBERS} are wanted.')
+    if len({id(o.model) for o in learns}) < len(learns): raise BundleError('One network stands twice among the learners, and its mean with itself is itself. Give each once.')
     card = _card(learns, point, temperature, facts)
     _check_card(card)
     for o in learns: _warn_untrained(o)
@@ -458,8 +462,10 @@ def _check_header(data, wanted):
 
 def _filled(network, members, data):
     "The network, or the mean of several, with the weights of `data`."
-    model = _together([_skeleton(network) for _ in range(members)])
-    _check_header(data, _described(model))
+    model = _skeleton(network)
+    one = _described(model)
+    _check_header(data, one if members==1 else {f'{i}.{k}': v for i in range(members) for k,v in one.items()})
+    model = _together([model, *(_skeleton(network) for _ in range(members - 1))])
     try: state = {k: v.clone() for k,v in load_tensors(data).items()}
     except (SafetensorError, ValueError, TypeError, RuntimeError) as e: raise BundleError(f'model.safetensors cannot be read ({str(e)[:100]}). {_AGAIN}') from None
     bad = next((k for k,v in state.items() if v.is_floating_point() and not v.isfinite().all()), None)
@@ -767,12 +773,19 @@ def predict_patient(self:Bundle,
     trace=False # Say what was done to each image?
 )->Answer:
     "The mean over a patient's images. What cannot be read is left out and told in `unread`; where nothing can, there is an `error`. Raises `BundleError` for options that cannot be."
+    if not isinstance(name, str) or not name.strip(): raise BundleError(f'name = {name!r}: a text is wanted, by which the answer is known.')
     ps,notes,unread,steps = [],{},[],[]
-    for batch,p in self._scored(sources, *self._checked_options(bs, tta)):
-        ps.append(p)
-        unread += [(item, str(x)) for item,x,_,_ in batch if isinstance(x, ImageError)]
-        notes |= dict.fromkeys(o for _,_,own,_ in batch for o in own)
-        if trace: steps += [f'{item}: {"; ".join([*own, *_views_words(tta)])}' for item,_,_,own in batch if own]
+    with closing(self._scored([sources] if isinstance(sources, (str, Path)) else sources, *self._checked_options(bs, tta))) as scored:
+        for batch,p in scored:
+            ps.append(p)
+            unread += [(item, str(x)) for item,x,_,_ in batch if isinstance(x, ImageError)]
+            notes |= dict.fromkeys(o for _,_,own,_ in batch for o in own)
+            if trace: steps += [f'{item}: {"; ".join([*own, *_views_words(tta)])}' for item,_,_,own in batch if own]
+    return self._of_patient(name, ps, list(notes), unread, steps)
+
+@patch
+def _of_patient(self:Bundle, name, ps, notes, unread, steps):
+    "The answer of `predict_patient`, from the probabilities of its batches."
     n = sum(map(len, ps))
     if not n: return Answer(name, error=f'none of {counted(len(unread), "image")} of this patient can be read', n_images=0, unread=tuple(unread))
     p = self._as_predictions(np.concatenate(ps), patients=[name]*n).by_patient().probs

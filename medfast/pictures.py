@@ -57,18 +57,20 @@ def in_threads(
 
 # %% ../nbs/api/04_pictures.ipynb #60c963fd
 class _AnySize:
-    "A block in which Pillow opens a large picture without a warning, in any number of threads."
-    def __init__(self): self.lock,self.inside = Lock(),0
+    "A block in which Pillow opens a large picture without a warning, in any number of threads. Whatever else is filtered meanwhile stays as it is."
+    def __init__(self): self.lock,self.inside,self.entry = Lock(),0,('ignore', None, Image.DecompressionBombWarning, None, 0)
+    def _add(self):
+        self.held = warnings.filters
+        self.held.insert(0, self.entry)
     def __enter__(self):
         with self.lock:
-            if not self.inside:
-                self.filters = warnings.catch_warnings(action='ignore', category=Image.DecompressionBombWarning)
-                self.filters.__enter__()
+            if not self.inside: self._add()
             self.inside += 1
     def __exit__(self, *_):
         with self.lock:
             self.inside -= 1
-            if not self.inside: self.filters.__exit__(None, None, None)
+            if self.inside: return
+            for o in (self.held, warnings.filters): o[:] = [f for f in o if f is not self.entry]
 
 any_size = _AnySize()
 

@@ -31,14 +31,19 @@ from .pictures import PICTURES, links_out
 
 # %% ../nbs/api/15_predict.ipynb #0d800200
 _ENDINGS = dict(thermogram=('.txt', '.csv', *PICTURES), picture=(*PICTURES, '.npz'))
-_TITLES = re.compile(rb'(\xef\xbb\xbf)?\s*"?[A-Za-z_][^\n]*[,;\t]')
+
+def _is_number(text):
+    try: return float(text) is not None
+    except ValueError: return False
 
 def _is_table(fn):
-    "Does a csv begin with the names of columns, as a table of patients does?"
+    "Does a csv begin with the names of columns, as a table of patients does? A name is a word, and no field is a number (nan is one)."
     if fn.suffix.lower()!='.csv': return False
     try:
-        with open(fn, 'rb') as f: return bool(_TITLES.match(f.read(4096)))
+        with open(fn, 'rb') as f: first = f.read(4096).decode('utf-8-sig', 'replace').lstrip().split('\n')[0]
     except OSError: return False
+    fields = [o.strip(' "\r') for o in re.split('[,;\t]', first)]
+    return len(fields) > 1 and not any(map(_is_number, fields)) and fields[0][:1].isalpha()
 
 def find_images(
     paths, # Files, folders, 'file.npz', 'file.npz#test', 'file.npz#test/3'
@@ -122,11 +127,13 @@ def predict_files(
     return bundle.predict_many(open_sources(find_images(paths, bundle.kind)[0]), **options)
 
 # %% ../nbs/api/15_predict.ipynb #0a6df22a
+_FORMULA = '=+-@\t\r\n'
+
 def _cell(text):
     "Text that a spreadsheet does not take for a formula."
-    return f"'{text}" if str(text)[:1] in '=+-@\t\r' and text else text
+    return f"'{text}" if str(text)[:1] in _FORMULA and text else text
 
-def _item(name): return f'./{name}' if name[:1] in '=+-@' else name
+def _item(name): return f'./{name}' if name[:1] in _FORMULA and name else name
 
 def header(
     classes,    # Names
@@ -144,7 +151,7 @@ def row(
     a,blank = answer,lambda o: '' if o is None else _cell(o)
     p = [repr(a.probabilities[c]) if c in a.probabilities else '' for c in classes]
     return [_item(a.item), blank(a.label), '' if a.error else repr(a.probability), *p, '' if a.error else str(a.calibrated).lower(), blank(a.positive),
-        '' if a.threshold is None else repr(a.threshold), blank(a.decision), '; '.join(a.notes), blank(a.error)] + ['; '.join(a.trace)]*bool(trace)
+        '' if a.threshold is None else repr(a.threshold), blank(a.decision), '; '.join(a.notes), blank(a.error)] + [_cell('; '.join(a.trace))]*bool(trace)
 
 # %% ../nbs/api/15_predict.ipynb #2315a167
 def _partial(path): return Path(path).with_name(f'{Path(path).stem}.partial{Path(path).suffix}')
@@ -196,11 +203,11 @@ class _Bar:
 def _line(a):
     "One answer for a reader."
     words = [_shown(a.item), a.label, f'{a.probability:.4f}'] + [a.decision]*bool(a.decision) + [f'({o})' for o in a.notes]
-    return '\t'.join(words) + '\n' + ''.join(f'    {o}\n' for o in a.trace)
+    return '\t'.join(words) + '\n' + ''.join(f'    {_shown(o)}\n' for o in a.trace)
 
-def _heading(bundle):
+def _heading(bundle, patient):
     "What the columns mean."
-    words = ['image', 'class', 'probability, ' + ('calibrated' if bundle.calibrated else 'not calibrated')]
+    words = ['image' if patient is None else 'patient', 'class', 'probability, ' + ('calibrated' if bundle.calibrated else 'not calibrated')]
     if bundle.point: words.append(f'decision: {bundle.positive} from {bundle.point.threshold:.3f} on')
     return '\t'.join(words) + '\n'
 
@@ -208,7 +215,7 @@ def _heading(bundle):
 def _run(bundle, paths, patient, table, options, bar):
     "Write answers as they come, or the one for all images of a patient; how many images were read and how many were not."
     done,sources = Counter(), open_sources(paths)
-    if not table: sys.stdout.write(_heading(bundle))
+    if not table: sys.stdout.write(_heading(bundle, patient))
     for a in bundle.predict_many(sources, **options) if patient is None else [bundle.predict_patient(bar.over(sources), patient, **options)]:
         unread = a.unread or [(a.item, a.error)]*bool(a.error)
         done.update({False: a.n_images, True: len(unread)})
@@ -225,7 +232,22 @@ def _report(bundle, done, left, patient):
     return f'{counted(done[False], "image")} read, {done[True]} could not be read.\n{beside}{point}medfast is a teaching tool, not a medical device.\n'
 
 # %% ../nbs/api/15_predict.ipynb #e0419226
-def _prepare(bundle, paths, csv, options):
+def _named_patient(path):
+    from medfast.thermogram import ThermogramError, parse_name
+    try: return parse_name(path).patient
+    except ThermogramError: return None
+
+def _of_one(paths, patient, kind):
+    "Each file once. Raises `FilesError` for what cannot be all images of one patient."
+    if not patient.strip(): raise FilesError('--patient has no name. Give one, by which the answer is known.')
+    whole = next((o for o in paths if parts_of(o)), None)
+    if whole: raise FilesError(f'{Path(whole).name} holds images of many, and does not tell whose. Name those of the patient, such as {Path(whole).name.split("#")[0]}#test/3.')
+    paths = list({os.path.realpath(o): o for o in reversed(paths)}.values())[::-1]
+    known = sorted({_named_patient(o) for o in paths} - {None}) if kind=='thermogram' else []
+    if len(known) > 1: raise FilesError(f'these are images of {len(known)} patients, by their names ({", ".join(known[:3])}{", ..."*(len(known) > 3)}). Name those of one; without --patient each image is answered alone.')
+    return paths
+
+def _prepare(bundle, paths, csv, patient, options):
     "The bundle, the paths, what is left out; ends the program with 2 where the call cannot be meant."
     with as_command('medfast-predict'):
         check_table(csv)
@@ -233,6 +255,7 @@ def _prepare(bundle, paths, csv, options):
         loaded = load_bundle(bundle)
         found,left = find_images(paths, loaded.kind)
         if not found: raise FilesError(f'no image was found ({", ".join(f"{n} {k}" for k,n in left.items()) or "the folder is empty"}). Name files, or a folder that holds some.')
+        if patient is not None: found = _of_one(found, patient, loaded.kind)
         loaded.predict_many([], **options)
         return loaded, found, left
 
@@ -251,14 +274,16 @@ def predict_command(
     warnings.filterwarnings('ignore', category=FutureWarning)
     warnings.filterwarnings('ignore', module='PIL') # what it warns of is refused or read; either is told
     options = dict(bs=bs, tta=tta, trace=trace)
-    loaded,found,left = _prepare(bundle, paths, csv, options)
+    loaded,found,left = _prepare(bundle, paths, csv, patient, options)
     seen = sys.stderr.isatty() and not os.environ.get('IN_TEST') and bool(csv or not sys.stdout.isatty())
     bar = _Bar(count_sources(found) if seen else 0, seen)
+    from medfast.bundle import BundleError
     kept = f' The rows so far are in {_partial(csv).name}.' if csv else ''
     try:
         with open_table(csv, header(loaded.classes, trace)) if csv else nullcontext() as table: done = _run(loaded, found, patient, table, options, bar)
     except KeyboardInterrupt: end_command('medfast-predict', f'Stopped.{kept}', 130)
     except BrokenPipeError: os._exit(1)
+    except BundleError as e: end_command('medfast-predict', f'{e}{kept}')
     except OSError as e: end_command('medfast-predict', f'{Path(csv or "the output").name} cannot be written ({e.strerror}).{kept}')
     sys.stderr.write(_report(loaded, done, left, patient))
     raise SystemExit(int(done[True] > 0))

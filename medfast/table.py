@@ -279,7 +279,7 @@ def worst_split(
 )->str:
     "The kind of split that may be claimed where several were used."
     splits = set(splits)
-    return next(o for o in ('image', 'unknown', 'official', 'patient') if o in splits)
+    return next((o for o in ('image', 'unknown', 'official', 'patient') if o in splits), 'unknown')
 
 # %% ../nbs/api/06_table.ipynb #b3f6fafc
 def join_folds(
@@ -332,6 +332,7 @@ def wanted_metrics(
     there    # Names that there are
 )->list:
     "The names asked for. Raises `PredictionsError` for one that is not there."
-    lost = [o for o in metrics or () if o not in there]
+    wanted = list(metrics or there)
+    lost = [o for o in wanted if o not in there]
     if lost: raise PredictionsError(f'metrics: there is no {lost[0]!r}. Choose of {", ".join(there)}.')
-    return list(metrics or there)
+    return wanted

@@ -142,7 +142,7 @@ def _calibration(bundle):
     "Whether a probability may be read as a frequency."
     if not bundle.calibrated: return 'Not calibrated: the probability orders images, and is no frequency.'
     told = f'Calibrated with a temperature of {bundle.temperature:.2f}: meant to be read as a frequency among patients such as those of the study.'
-    if len(bundle.members) > 1: told += f' It was fitted on one network at a time; a mean of {len(bundle.members)} is less sure than each of them, so the probability may lie too near the middle.'
+    if bundle.point and bundle.point.n_folds and len(bundle.members) > 1: told += f' It was fitted on one network at a time; a mean of {len(bundle.members)} is less sure than they are on average, so the probability may lie too near the middle.'
     results = bundle.facts.get('results')
     return told + ' The calibration slope below tells how well that holds: 1 is honest.'*(isinstance(results, dict) and 'slope' in results)
 

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -320,6 +321,18 @@ def test_of_several_networks_the_page_says_so_and_shows_the_mean_of_their_maps(b
     maps = [grad_cam(o, x, i) for o in bundle.members]
     mean = sum(maps)/2
     assert np.allclose(upload._cam(bundle, x, i), mean/mean.max()) and abs(maps[0] - maps[1]).max() > .05
+
+
+def test_the_page_tells_of_folds_and_of_the_slope_only_where_there_are_some(bundles):
+    bundle,words = load_bundle(bundles['folds']),'The calibration slope below tells how well that holds: 1 is honest.'
+    assert bundle.point.n_folds and 'the fold that had not seen them' in upload._point(bundle)
+    bundle.point = replace(bundle.point, n_folds=0)
+    assert 'fold' not in upload._point(bundle)
+    assert words not in upload._calibration(bundle)
+    bundle.facts = dict(results=dict(slope=dict(value=.9, low=.5, high=1.4, n=40)))
+    assert upload._calibration(bundle).endswith(words) and dict(upload._about(bundle))['Results there'].startswith('Calibration slope 0.90')
+    bundle.facts = dict(results='slope unknown')
+    assert words not in upload._calibration(bundle), 'a text holds no slope'
 
 
 def test_what_is_no_bundle_ends_with_a_sentence_and_code_2(tmp_path, capsys):

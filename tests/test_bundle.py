@@ -297,7 +297,51 @@ def test_learners_of_folds_share_one_part_and_no_other(learners, study, tmp_path
     for odd,says in ((learners['hot'], 'learner 1 has another input'), (trained(medical_learner(one.dls, 'simple_cnn', size=32)), 'learner 1 has another network')):
         with pytest.raises(BundleError, match=says): save_bundle([one, odd], tmp_path/'x')
     with pytest.raises(BundleError, match='0 learners were given'): save_bundle([], tmp_path/'x')
+    with pytest.raises(BundleError, match='stands twice'): save_bundle([one, two, one], tmp_path/'x')
+    assert len(load_bundle(save_bundle((o for o in [one, two]), tmp_path/'b2')).members) == 2
+    shutil.rmtree(tmp_path/'b2')
     assert [o.name for o in tmp_path.iterdir()] == ['b']
+
+
+def test_outputs_of_several_networks_are_the_logs_of_their_mean(three, averaged):
+    bundle = load_bundle(averaged)
+    x = torch.cat([bundle.prepare(o) for o in three[0].dls.catalogs['valid'].path[:3]])
+    with torch.no_grad(): np.testing.assert_allclose(bundle.model(x).double().numpy(), np.log(bundle._raw(x)), atol=1e-5)
+
+
+def test_the_card_tells_of_every_member(three, averaged, tmp_path):
+    weights = json.loads((averaged/'medfast.json').read_text())['weights']
+    assert weights['n'] == 3*sum(o.numel() for o in three[0].model.parameters()) and weights['trained'] is True
+    assert weights['origin'].split('; ') == sorted({o.weights for o in three}) and len({o.weights for o in three}) == 3
+    with pytest.warns(UntrainedWarning): save_bundle([three[0], untrained(three[0])], tmp_path/'b')
+    assert json.loads((tmp_path/'b'/'medfast.json').read_text())['weights']['trained'] is False
+
+
+def untrained(learn): return medical_learner(learn.dls, 'mirror_cnn', seed=9)
+
+
+def test_nan_of_any_member_is_an_error(averaged, three):
+    bundle = load_bundle(averaged)
+    bundle.members[-1] = lambda x: torch.full((len(x), 2), float('nan'))
+    with pytest.raises(BundleError, match='gives NaN'): bundle.predict_patient(three[0].dls.catalogs['valid'].path[:1])
+
+
+def test_buffers_that_are_not_saved_are_made_for_every_member(three, averaged, monkeypatch):
+    fn,real = three[0].dls.catalogs['valid'].path.iloc[0],module._build
+    wanted = load_bundle(averaged).predict(fn).probabilities
+    def build(made):
+        model = real(made)
+        model.register_buffer('extra', torch.arange(3.), persistent=False)
+        return model
+    monkeypatch.setattr(module, '_build', build)
+    bundle = load_bundle(averaged)
+    assert bundle.predict(fn).probabilities == wanted and [o.extra.tolist() for o in bundle.members] == [[0, 1, 2]]*3
+
+
+def test_a_note_on_several_images_of_a_patient_stands_once(bundles):
+    picture = lambda level: np.full((40, 52), level, np.uint16)
+    answer = load_bundle(bundles['deep']).predict_patient([picture(30), picture(40), picture(60_000)])
+    assert answer.n_images == 3 and [o[:12] for o in answer.notes] == ['mean of 3 im', 'nearly black']
 
 
 def test_a_patient_is_the_mean_that_the_evaluation_takes(three, averaged):
@@ -320,6 +364,32 @@ def test_of_a_patient_what_cannot_be_read_is_told_and_the_others_answer(averaged
     assert (none.error, none.n_images, none.probabilities, none.decision) == ('none of 1 image of this patient can be read', 0, {}, None)
     assert 'none of 0 images' in bundle.predict_patient([]).error
     with pytest.raises(BundleError, match='bs = 0'): bundle.predict_patient(rows, bs=0)
+    for name in ('', ' ', None, float('nan')):
+        with pytest.raises(BundleError, match='a text is wanted'): bundle.predict_patient(rows, name)
+    assert bundle.predict_patient(rows[0]).n_images == 1
+
+
+def test_many_members_cost_nothing_before_their_weights_are_there(averaged, tmp_path, monkeypatch):
+    shutil.copytree(averaged, tmp_path/'b')
+    change_card(tmp_path/'b', lambda card: card.update(members=32))
+    built,real = [],module._build
+    monkeypatch.setattr(module, '_build', lambda o: built.append(o) or real(o))
+    refuses(tmp_path/'b', 'model.safetensors: 3')
+    assert len(built) == 1
+
+
+def test_weights_that_no_bundle_could_read_are_not_written(three, tmp_path, monkeypatch):
+    monkeypatch.setitem(module._MOST, 'model.safetensors', 1000)
+    with pytest.raises(BundleError, match='a bundle holds at most 1,000. Take fewer networks'): save_bundle(three, tmp_path/'b')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_repeated_rows_are_not_counted_as_images(learners, tmp_path):
+    rows = learners['jpg'].dls.catalogs
+    catalog = pd.concat(list(rows.values()), ignore_index=True).assign(copy=0)
+    more = pd.concat([catalog, catalog[catalog.split == 'train'].head(3).assign(copy=1)], ignore_index=True)
+    learn = trained(medical_learner(study_dls(more, size=32, bs=4, **CPU), 'mirror_cnn'))
+    assert load_bundle(save_bundle(learn, tmp_path/'b')).split['n_images'] == {p: len(o) for p,o in rows.items()} and len(learn.dls.catalogs['train']) > len(rows['train'])
 
 
 # views
@@ -807,6 +877,9 @@ def test_onnx_is_written_compared_and_not_needed(learners, bundles, tmp_path, me
     bundle,x = load_bundle(folder),torch.randn(5, 1, 28, 28)
     out = runtime.InferenceSession(str(folder/'model.onnx')).run(None, {'images': x.numpy()})[0]
     np.testing.assert_allclose(out, bundle.model(x).detach().numpy(), atol=1e-4)
+    bundle.device = torch.device('cuda') # as if: the network is copied to the processor, whole
+    export_onnx(bundle, tmp_path/'again.onnx')
+    np.testing.assert_allclose(runtime.InferenceSession(str(tmp_path/'again.onnx')).run(None, {'images': x.numpy()})[0], out, atol=1e-5)
     assert 'model.onnx' in (folder/'SHA256SUMS').read_text()
     (folder/'model.onnx').write_bytes((folder/'model.onnx').read_bytes() + b' ')
     refuses(folder, 'model.onnx has changed')

@@ -752,3 +752,23 @@ def test_coronahack_equal_files_on_two_sides(corona):
 def test_what_is_no_archive():
     for src in (None, 5):
         with pytest.raises(CatalogError, match=f'src = {src}: give an .npz file'): medmnist_catalog(src)
+
+
+def test_a_large_picture_is_opened_without_a_warning_and_no_other_warning_is_lost():
+    "Two blocks that overlap in time, as in threads: neither takes the filters of the other away."
+    before = list(warnings.filters)
+    recording = warnings.catch_warnings(record=True)
+    seen = recording.__enter__()
+    warnings.simplefilter('always')
+    any_size.__enter__()
+    warnings.warn('a leak')
+    warnings.warn('large', Image.DecompressionBombWarning)
+    recording.__exit__(None, None, None)
+    any_size.__exit__(None, None, None)
+    assert [str(o.message) for o in seen] == ['a leak'] and warnings.filters == before
+    any_size.__enter__()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        any_size.__exit__(None, None, None)
+        warnings.warn('large', Image.DecompressionBombWarning)
+    assert len(seen) == 1 and warnings.filters == before

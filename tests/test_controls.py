@@ -652,7 +652,7 @@ def test_pairs_that_are_not_there_are_said():
     row = concordance_within(few, dict(a=1, b=1, c=2, d=2)).iloc[0]
     assert np.isnan(row.value) and (row.low, row.high, row.pairs, row.n) == (0, 1, 0, 0) and 'no pair is near' in row.method
     assert 'too few' in concordance_within(few, dict.fromkeys('abcd', 1)).method.iloc[0]
-    with pytest.raises(ControlsError, match="1 of 4 patients have no group, the first is 'd'"): concordance_within(few, dict(a=1, b=1, c=2))
+    with pytest.raises(ControlsError, match="1 of 4 patients has no group, the first is 'd'"): concordance_within(few, dict(a=1, b=1, c=2))
 
 
 # --- known truth

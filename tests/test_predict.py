@@ -1,6 +1,7 @@
 "medfast-predict: the learner's bits, what cannot be read, exit codes, tables that are whole, memory that stays flat."
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,13 +16,13 @@ import pytest
 from fastcore.script import parse_cli
 from PIL import Image
 
-from medfast.bundle import load_bundle, save_bundle
+from medfast.bundle import Answer, load_bundle, save_bundle
 from medfast.calibration import with_temperature
 from medfast.decisions import OperatingPoint
 from medfast.images import LIMITS
 from medfast.loaders import array_dls, study_dls
 from medfast.models import medical_learner
-from medfast.predict import count_sources, find_images, header, predict_command, predict_files, row
+from medfast.predict import _Bar, _is_table, _run, count_sources, find_images, header, predict_command, predict_files, row, _line
 from test_bundle import CPU, archive, pictures, quiet, text_catalog, trained
 
 pytestmark = [pytest.mark.filterwarnings('ignore::medfast.predictions.UntrainedWarning'), pytest.mark.filterwarnings('ignore::FutureWarning')]
@@ -208,30 +209,86 @@ def test_views_from_the_command_are_those_of_the_bundle(made, call, tmp_path):
 
 def test_all_images_of_a_patient_give_one_line(made, call, home, tmp_path):
     learn,folder = made['text']
-    rows = [str(o) for o in learn.dls.catalogs['valid'].path.iloc[:3]]
+    catalog = learn.dls.catalogs['valid']
+    rows = catalog.path[catalog.patient == catalog.patient.iloc[0]].astype(str).tolist()
     wanted = load_bundle(folder).predict_patient(rows, '17')
     done = call(folder, *rows, '--patient', '17')
     lines = done.stdout.splitlines()
-    assert done.returncode == 0 and len(lines) == 2 and lines[1].split('\t')[:4] == ['17', wanted.label, f'{wanted.probability:.4f}', wanted.decision] and '(mean of 3 images)' in lines[1]
-    assert '3 images read' in done.stderr and 'a decision here is that of one image' not in done.stderr and '--patient NAME' in call(folder, rows[0]).stderr
+    assert done.returncode == 0 and len(lines) == 2 and lines[1].split('\t')[:4] == ['17', wanted.label, f'{wanted.probability:.4f}', wanted.decision] and '(mean of 2 images)' in lines[1]
+    assert '2 images read' in done.stderr and 'a decision here is that of one image' not in done.stderr and '--patient NAME' in call(folder, rows[0]).stderr
     (tmp_path/'b.txt').write_text('no')
     done = call(folder, *rows, tmp_path/'b.txt', '--patient', '17', '--csv', tmp_path/'out.csv')
     row = table(tmp_path/'out.csv')[0]
-    assert done.returncode == 1 and len(table(tmp_path/'out.csv')) == 1 and float(row['p_Sick']) == wanted.probabilities['Sick'] and row['notes'] == 'mean of 3 images; 1 of 4 could not be read'
-    assert 'b.txt: not read' in done.stderr and '3 images read, 1 could not be read' in done.stderr
+    assert done.returncode == 1 and len(table(tmp_path/'out.csv')) == 1 and float(row['p_Sick']) == wanted.probabilities['Sick'] and row['notes'] == 'mean of 2 images; 1 of 3 could not be read'
+    assert 'b.txt: not read' in done.stderr and '2 images read, 1 could not be read' in done.stderr
     done = call(folder, tmp_path/'b.txt', '--patient', '17')
     assert done.returncode == 1 and '0 images read, 1 could not be read' in done.stderr and len(done.stdout.splitlines()) == 1
 
 
-@pytest.mark.parametrize('text,is_table', [('ID,Diagnosis\n1,Sick\n', True), ('\ufeff"patient";label\n', True), ('name\tage\n', True), ('30,25;31,50\n', False), ('-1.5,2\n', False), ('nonsense\n', False), ('', False)])
+def test_views_and_odd_names_of_a_patient(made, call, tmp_path):
+    learn,folder = made['text']
+    rows = [str(o) for o in learn.dls.catalogs['valid'].path.iloc[:2]]
+    (tmp_path/'b\x1b[2J.txt').write_text('no')
+    done = call(folder, *rows, tmp_path/'b\x1b[2J.txt', '--patient', 'a\x1b[2Jb', '--tta', 2, '--csv', tmp_path/'out.csv')
+    assert done.returncode == 1 and '\x1b' not in done.stdout + done.stderr and float(table(tmp_path/'out.csv')[0]['p_Sick']) == load_bundle(folder).predict_patient(rows, tta=2).probabilities['Sick']
+    assert '\x1b' not in call(folder, *rows, '--patient', 'a\x1b[2Jb').stdout
+
+
+def test_the_bar_counts_images_of_a_patient_as_they_are_taken(made, capsys):
+    learn,folder = made['text']
+    class Counted(_Bar):
+        def __call__(self, n): seen.append(n)
+    seen = []
+    _run(load_bundle(folder), [str(o) for o in learn.dls.catalogs['valid'].path.iloc[:3]], '17', None, dict(bs=None, tta=0, trace=False), Counted(3, True))
+    assert seen == [0, 1, 2, 3]
+    bar,seen = _Bar(3, True),[]
+    assert list(bar.over(o for o in 'abc')) == ['a', 'b', 'c']
+    bar.last = 0
+    bar(3)
+    assert re.findall(r'(\d) of 3 images', capsys.readouterr().err)[-1] == '3'
+    taken = bar.over(seen.append(o) or o for o in 'abc')
+    assert next(taken) == 'a' and seen == ['a'], 'read as it goes'
+
+
+@pytest.mark.parametrize('text,is_table', [('ID,Diagnosis\n1,Sick\n', True), ('\ufeff"patient";label\n', True), ('name\tage\n', True), ('30,25;31,50\n', False), ('-1.5,2\n', False), ('nonsense\n', False), ('', False), ('nan;28.15;28.20\n', False), ('inf,1\n', False), ('T,28.1\n', False), (',,,\n', False)])
 def test_a_table_beside_the_matrices_is_left_out_and_told(tmp_path, text, is_table):
     (tmp_path/'a.csv').write_text(text, encoding='utf-8')
     (tmp_path/'b.txt').write_text('ID,Diagnosis\n')
     found,left = find_images([tmp_path], 'thermogram')
     assert [Path(o).name for o in found] == ['a.csv'][:not is_table] + ['b.txt'] and left == ({'.csv with names of columns': 1} if is_table else {})
     assert find_images([tmp_path/'a.csv'], 'thermogram')[0] == [str(tmp_path/'a.csv')], 'a file that is named is read'
+    assert not _is_table(tmp_path/'nowhere.csv'), 'what cannot be opened is told as an image that cannot be read'
 
 
 def test_a_folder_of_the_study_is_read_without_complaint(made, call, small_study):
     done = call(made['text'][1], small_study)
     assert done.returncode == 0 and ', 0 could not be read' in done.stderr and '1 .csv with names of columns' in done.stderr
+
+
+def test_all_images_of_a_patient_are_of_one_and_each_counts_once(made, call, home, small_study, tmp_path):
+    folder,rows = made['text'][1],[str(o) for o in made['text'][0].dls.catalogs['valid'].path]
+    own = [o for o in rows if Path(o).name[:5] == Path(rows[0]).name[:5]]
+    once = call(folder, *own, '--patient', 'x')
+    twice = call(folder, own[0], *own, Path(own[0]).parent/'..'/Path(own[0]).parent.name/Path(own[0]).name, '--patient', 'x')
+    assert once.returncode == 0 and twice.stdout == once.stdout and once.stdout.startswith('patient\t') and f'mean of {len(own)} image' in once.stdout
+    for args,says in (((folder, small_study, '--patient', 'x'), 'images of 8 patients, by their names'), ((folder, own[0], '--patient', ' '), '--patient has no name'),
+                      ((made['npz'][1], home/'organs.npz', '--patient', 'x'), 'holds images of many'), ((made['npz'][1], f'{home/"organs.npz"}#test', '--patient', 'x'), 'holds images of many')):
+        done = call(*args)
+        assert done.returncode == 2 and says in done.stderr and done.stderr.startswith('medfast-predict: ') and done.stdout == ''
+    assert call(made['npz'][1], f'{home/"organs.npz"}#test/0', f'{home/"organs.npz"}#test/1', '--patient', 'x').returncode == 0
+    assert call(made['jpg'][1], home/'ward/00.jpg', home/'ward/01.jpg', '--patient', 'x').returncode == 0, 'names of pictures tell no patient'
+
+
+def test_a_network_that_overflows_ends_the_command_with_a_sentence(made, call, home, tmp_path, monkeypatch):
+    from medfast.bundle import Bundle
+    real = Bundle._batch
+    monkeypatch.setattr(Bundle, '_batch', lambda self, *a, **kw: real(self, *a, **kw)*float('nan'))
+    done = call(made['jpg'][1], home/'ward/00.jpg', '--csv', tmp_path/'out.csv')
+    assert done.returncode == 2 and done.stderr.startswith('medfast-predict: The network gives NaN') and 'out.partial.csv' in done.stderr and done.stderr.count('\n') == 1
+
+
+def test_nothing_in_a_name_is_a_formula_or_a_control_character(made):
+    answer = Answer('\t=1+1.jpg', 'no', dict(no=.9, yes=.1), trace=('=1+1.txt: read as \x1b[31mred', 'b'))
+    cells = dict(zip(header(['no', 'yes'], True), row(answer, ['no', 'yes'], True)))
+    assert cells['item'].startswith('./') and cells['trace'].startswith("'=") and row(Answer('\n=1', 'no', dict(no=1., yes=0.)), ['no', 'yes'])[0].startswith('./')
+    assert '\x1b' not in _line(answer) and '\\x1b[31m' in _line(answer)

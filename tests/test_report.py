@@ -17,7 +17,7 @@ from medfast.checklists import AUTHOR, CHECKLISTS, FILLED, NOT_APPLICABLE, check
 from medfast.controls import BORDER_NOTE, CANNOT_TELL, verdict
 from medfast.evaluate import Predictions, evaluate
 from medfast.files import FilesError, RunFolder
-from medfast.privacy import hide_groups, hide_names, hide_paths, private_names, scrub
+from medfast.privacy import NOT_TOLD, hide_groups, hide_names, hide_paths, private_names, scrub
 from medfast.record import ReportError, first_words, made_up_run, read_run
 from medfast.report import write_report
 
@@ -739,3 +739,10 @@ def test_a_long_title_is_not_cut_off(tmp_path, real_pictures):
     fig.canvas.draw()
     box = fig.axes[0].title.get_window_extent()
     assert box.x0 >= 0 and box.x1 <= fig.bbox.width and 'split by image' in fig.axes[0].get_title().replace('\n', ' ')
+
+
+def test_a_group_with_few_patients_of_one_class_is_hidden_too():
+    rows = [dict(group=g, metric=m, value=.5, low=0., high=1., n=n, method='x') for g,ns in dict(a=(3, 40, 43), b=(12, 10, 22), c=(15, 10, 25), d=(15, 11, 26)).items() for m,n in zip(('sensitivity', 'specificity', 'auc'), ns)]
+    found = hide_groups(dict(origin=dict(kind='DMR-IR'), subgroups=dict(age=rows)))['subgroups']['age']
+    hidden = {o['group'] for o in found if o['value'] is None}
+    assert hidden == {'a', 'b'} and {o['method'] for o in found if o['group'] in hidden} == {NOT_TOLD}

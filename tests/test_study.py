@@ -137,7 +137,7 @@ def test_a_folder_without_matrices_is_refused(tmp_path, settings):
 
 @pytest.mark.parametrize('given, said', [
     (dict(arch='resnet1000'), 'resnet'), (dict(profile='fast'), 'quick'), (dict(weights='good'), 'cached'), (dict(data='nowhere'), 'no such folder'),
-    (dict(folds=1), '0 trains one model'), (dict(prevalence=2.), 'below 1'), (dict(controls='some'), 'metadata, quick, all'), (dict(folds=50), 'at most')])
+    (dict(folds=1), '0 trains one model'), (dict(prevalence=2.), 'below 1'), (dict(controls='some'), 'metadata, quick, all'), (dict(folds=32), 'at most'), (dict(folds=50), '2 to 32')])
 def test_the_command_meets_wrong_input_with_a_sentence(given, said, data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('MEDFAST_RUNS', str(tmp_path/'runs'))
@@ -513,7 +513,7 @@ def test_folds_and_sensitivity_belong_to_the_run(whole, data, settings):
     with pytest.raises(SplitError, match='at most 5'): run_study(data, settings=settings, pretrained=False, folds=9, progress=False)
 
 
-@pytest.mark.parametrize('given, said', [(dict(folds=1), 'folds = 1'), (dict(folds=-2), 'folds = -2'), (dict(folds=2.5), 'folds = 2.5'), (dict(folds=True), 'folds = True'), (dict(prevalence=0), 'prevalence = 0'), (dict(prevalence=1), 'below 1'),
+@pytest.mark.parametrize('given, said', [(dict(folds=1), 'folds = 1'), (dict(folds=-2), 'folds = -2'), (dict(folds=33), 'from 2 to 32'), (dict(folds=2.5), 'folds = 2.5'), (dict(folds=True), 'folds = True'), (dict(prevalence=0), 'prevalence = 0'), (dict(prevalence=1), 'below 1'),
     (dict(prevalence='rare'), "prevalence = 'rare'"), (dict(sensitivity=95), 'sensitivity = 95'), (dict(sensitivity=None), 'sensitivity = None'), (dict(controls='border'), 'metadata, quick, all')])
 def test_options_that_mean_nothing_are_met_with_a_sentence(given, said):
     with pytest.raises(StudyError) as e: StudyOptions(**given)
@@ -590,3 +590,14 @@ def test_the_summary_tells_the_prevalence_and_the_stand_in(folded):
     assert at(**{'test': test, 'test at operating point': point})[:2] == ['At a prevalence of 0.005, at the operating point:', '  PPV          0.036  [0.000, 1.000]']
     control = dict(name='whole images', test=dict(auc=row(.7)), gain=dict(test=row(.1)))
     assert study_module._control_lines(dict(controls=[control])) == ['  whole images, by the stand-in  auc 0.700  [0.000, 1.000], gain of the model 0.100  [0.000, 1.000]']
+
+
+def test_a_run_without_a_bundle_keeps_its_report_and_says_so(data, settings, tmp_path, monkeypatch):
+    from medfast import bundle
+    monkeypatch.setitem(bundle._MOST, 'model.safetensors', 1000)
+    ask = dict(settings=settings.with_(epochs=1), run=tmp_path/'run', pretrained=False, progress=False)
+    with pytest.raises(StudyError, match='The report is written .*report.html., the bundle is not: The weights have'): run_study(data, **ask)
+    assert (tmp_path/'run/report.html').exists() and not (tmp_path/'run/bundle').exists()
+    monkeypatch.undo()
+    run = run_study(data, **ask)
+    assert (run/'bundle').exists() and run.test_openings == 1
