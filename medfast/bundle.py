@@ -410,13 +410,13 @@ _PICKLES = ('.pkl', '.pickle', '.pth', '.pt', '.bin', '.joblib')
 
 def _check_listing(folder):
     "Only regular files, and only those of a bundle. Raises `BundleError`."
-    if not folder.is_dir(): raise BundleError(f'{folder.name} is no folder. A bundle is the folder that save_bundle wrote.')
+    if not folder.is_dir(): raise BundleError(f'{folder.name} is no folder. A bundle is the folder that save_bundle or medfast-run wrote.')
     names = {o.name for o in os.scandir(folder)} - OS_FILES
     pickled = sorted(o for o in names if Path(o).suffix.lower() in _PICKLES)
     if pickled: raise BundleError(f'{short_name(pickled[0])} is a pickle, such as learn.export writes: loading it runs whatever code is in it, so it is never opened here. Load it yourself only if you trust its author, and write a bundle with save_bundle.')
     lost,more = sorted({'medfast.json', 'model.safetensors', 'SHA256SUMS'} - names), sorted(names - set(_MOST))
     if lost and (folder/'bundle').is_dir(): raise BundleError(f'{folder.name} is the folder of a run. Name the bundle in it: {folder.name}/bundle.')
-    if len(lost) == 3: raise BundleError(f'{folder.name} is no bundle: none of {", ".join(lost)} is in it. A bundle is the folder that save_bundle wrote.')
+    if len(lost) == 3: raise BundleError(f'{folder.name} is no bundle: none of {", ".join(lost)} is in it. A bundle is the folder that save_bundle or medfast-run wrote.')
     if lost: raise BundleError(f'{lost[0]} is not in {folder.name}. {_AGAIN}')
     if more: raise BundleError(f'{short_name(more[0])} does not belong into a bundle. {_AGAIN}')
     return sorted(names - {'SHA256SUMS'})
@@ -541,12 +541,12 @@ def _scale_of(image):
 def _check_kind(o, image, name):
     "Raise `ImageError` for a picture where temperatures are wanted, and the other way round."
     hot = image.mode=='F' if isinstance(image, Image.Image) else image.dtype.kind=='f' and not (o.way=='arrays' and o.kind=='picture')
-    if o.kind=='picture' and hot: raise ImageError(f'{name} holds temperatures, and this network was trained on pictures. Convert it as the training images were, with convert_thermograms.')
+    if o.kind=='picture' and hot: raise ImageError(f'{name} holds temperatures, and this network was trained on pictures. Convert it as the training images were, with medfast-convert.')
     if o.kind=='picture' or hot: return
     carried = _scale_of(image) if isinstance(image, Image.Image) else None
     if carried==(o.low, o.high): return
     why = 'does not carry its scale in °C' if carried is None else f'shows {carried[0]:g} to {carried[1]:g} °C'
-    raise ImageError(f'{name} is a picture that {why}, and this network was trained on temperatures from {o.low:g} to {o.high:g} °C. Give the text matrix, or a grey PNG of convert_thermograms on that scale.')
+    raise ImageError(f'{name} is a picture that {why}, and this network was trained on temperatures from {o.low:g} to {o.high:g} °C. Give the text matrix, or a grey PNG of medfast-convert on that scale.')
 
 # %% ../nbs/api/15_bundle.ipynb #4e404920
 def _taken(source):
@@ -579,6 +579,12 @@ def look(self:Bundle,
     return image
 
 # %% ../nbs/api/15_bundle.ipynb #b868768f
+def _beside_scale(o, x, name):
+    "A note where most of an image lies outside the temperatures that the network was given; raises `ImageError` where all of it does."
+    share = float(((x < 0) | (x > 1)).float().mean())
+    if share==1: raise ImageError(f'{name} lies wholly outside the {o.low:g} to {o.high:g} °C that this network was trained on, so it can say nothing about it. Check that the file holds °C.')
+    return f'{share:.0%} of the image lies outside the {o.low:g} to {o.high:g} °C that the network was trained on'*(share > .5)
+
 @patch
 def _pixels(self:Bundle, source, trace, notes):
     "(channels, rows, columns) from 0 to 1, by the functions of the training."
@@ -589,6 +595,7 @@ def _pixels(self:Bundle, source, trace, notes):
         if o.way=='arrays' and o.kind=='picture' and isinstance(image, np.ndarray): x = read_levels(image, o.size, o.n_read)
         else: x = _read(image, dark, size=o.size, low=o.low, high=o.high, n_in=o.n_read)
     except (ValueError, OSError, TypeError) as e: raise ImageError(f'{short_name(name)}: {e}') from None
+    if o.kind=='thermogram' and (beside := _beside_scale(o, x, short_name(name))): notes.append(beside)
     if dark: notes.append('nearly black: a picture of 16 bits in which no level reaches an eighth of the scale, as where 12 bits were saved in 16')
     x = x.as_subclass(torch.Tensor)
     trace += [_told(image), *_steps(o, image, x)]

@@ -118,7 +118,7 @@ def _results_part(record):
     "All metrics by part, as one table."
     parts = list(record.preds)
     rows = [[metric_name(m), *[interval_words(record.results[p][m]) if m in record.results[p] else '–' for p in parts]] for m in record.rows]
-    return md_table([f'By {record.level}, with 95 % intervals', *[PARTS[p].capitalize() for p in parts]], rows)
+    return md_table([f'By {record.level}, positive from .5 on, with 95 % intervals', *[PARTS[p].capitalize() for p in parts]], rows)
 
 def _controls_part(record):
     "What models reach that see less, and what follows."

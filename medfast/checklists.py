@@ -142,7 +142,10 @@ def _tested(r): return '; '.join(PARTS[o] for o in r.preds) + f'; the test part 
 def _failures(r): return author('Pictures of the surest errors stand in the report; their causes are not known to the run.' if list((r.folder/'figures').glob('*incorrect*.png')) else '')
 
 def _updating(r):
-    return not_applicable('this run changed nothing after the evaluation') if r.part == 'test' and r.results['test_openings'] == 1 and not r.get('other_openings') else author('The test part is sealed, or was opened more than once.')
+    if r.part != 'test': return author('The test part is still sealed.')
+    opened, others = r.results['test_openings'], r.get('other_openings') or 0
+    if opened == 1 and not others: return not_applicable('this run changed nothing after the evaluation')
+    return author(f'The test part was opened {counted(opened, "time")} by this run' + (f' and {counted(others, "time")} by others' if others else '') + '; whether the model was changed in between is not known to the run.')
 
 def _same_source(r): return 'The same source and the same rules; drawn at random' if r.results['split'].get('by') in ('patient', 'image') and r.get('origin') else None
 

@@ -380,10 +380,11 @@ def _quiet(learn):
     return learn
 
 # %% ../nbs/api/08_models.ipynb #07817493
-def _log_epoch(learn, row):
+def _log_epoch(learn, row, before=''):
     "One line of a log for one epoch."
+    if len(row) < len(learn.recorder.metric_names): return # an epoch that a training which goes on has behind it
     named = zip(learn.recorder.metric_names[1:], row[1:])
-    sys.stdout.write(f'epoch {row[0] + 1} of {learn.n_epoch}: ' + ', '.join(f'{k} {v:.4f}' if isinstance(v, float) else f'{k} {v}' for k,v in named) + '\n')
+    sys.stdout.write(f'{before}epoch {row[0] + 1} of {learn.n_epoch}: ' + ', '.join(f'{k} {v:.4f}' if isinstance(v, float) else f'{k} {v}' for k,v in named) + '\n')
     sys.stdout.flush()
 
 # %% ../nbs/api/08_models.ipynb #849bc0ab

@@ -202,13 +202,13 @@ class _Bar:
 
 def _line(a):
     "One answer for a reader."
-    words = [_shown(a.item), a.label, f'{a.probability:.4f}'] + [a.decision]*bool(a.decision) + [f'({o})' for o in a.notes]
+    words = [_shown(a.item), a.label, f'{a.probability:.4f}'] + ([f'{a.probabilities[a.positive]:.4f}', a.decision] if a.decision else []) + [f'({o})' for o in a.notes]
     return '\t'.join(words) + '\n' + ''.join(f'    {_shown(o)}\n' for o in a.trace)
 
 def _heading(bundle, patient):
     "What the columns mean."
     words = ['image' if patient is None else 'patient', 'class', 'probability, ' + ('calibrated' if bundle.calibrated else 'not calibrated')]
-    if bundle.point: words.append(f'decision: {bundle.positive} from {bundle.point.threshold:.3f} on')
+    if bundle.point: words += [f'p({bundle.positive})', f'decision: {bundle.positive} from {bundle.point.threshold:.3f} on']
     return '\t'.join(words) + '\n'
 
 # %% ../nbs/api/15_predict.ipynb #9502c14c
@@ -225,11 +225,13 @@ def _run(bundle, paths, patient, table, options, bar):
         bar(done.total())
     return done
 
-def _report(bundle, done, left, patient):
+def _report(bundle, done, left, patient, tta):
     "What is said at the end, on the error stream."
-    beside = f'Left out of the folders: {", ".join(f"{n} {k}" for k,n in sorted(left.items()))}.\n' if left else ''
-    point = 'The threshold was set by patient, on the mean of all images; a decision here is that of one image. --patient NAME takes all images together.\n' if bundle.point and patient is None else ''
-    return f'{counted(done[False], "image")} read, {done[True]} could not be read.\n{beside}{point}medfast is a teaching tool, not a medical device.\n'
+    told = [f'{counted(done[False], "image")} read, {done[True]} could not be read.']
+    if left: told.append(f'Left out of the folders: {", ".join(f"{n} {k}" for k,n in sorted(left.items()))}.')
+    if bundle.point and patient is None and done[False]: told.append('The threshold was set by patient, on the mean of all images; a decision here is that of one image. --patient NAME takes all images together.')
+    if tta and (bundle.point or bundle.calibrated): told.append(f'Temperature and threshold were set without augmented views; how they do with --tta {tta}, nobody has measured.')
+    return '\n'.join([*told, 'medfast is a teaching tool, not a medical device.', ''])
 
 # %% ../nbs/api/15_predict.ipynb #e0419226
 def _named_patient(path):
@@ -285,5 +287,5 @@ def predict_command(
     except BrokenPipeError: os._exit(1)
     except BundleError as e: end_command('medfast-predict', f'{e}{kept}')
     except OSError as e: end_command('medfast-predict', f'{Path(csv or "the output").name} cannot be written ({e.strerror}).{kept}')
-    sys.stderr.write(_report(loaded, done, left, patient))
+    sys.stderr.write(_report(loaded, done, left, patient, tta))
     raise SystemExit(int(done[True] > 0))

@@ -31,8 +31,9 @@ from .evaluate import (OperatingPoint, OperatingPointError, Predictions, calibra
     plot_history, plot_roc, pool_folds, subgroups, with_temperature)
 from .files import REGISTER, RunFolder, as_command, atomic_path, sha256
 from .privacy import hide_groups
-from .record import FILES
+from .record import FILES, read_run
 from .report import write_card, write_report
+from .sections import limits
 from .settings import Settings, load_settings, set_seeds
 from .simulate import embedded_study
 from .split import audit_leakage, images_per_patient, patient_folds, seal_hash, sealed_items, split_catalog, split_hash, split_summary
@@ -131,16 +132,11 @@ def _silent(learn, silent=True):
 # %% ../nbs/api/17_study.ipynb #ff74b46d
 STAGES = dict(head='head alone', all='all layers')
 
-def _log_stage(logger, stage, row):
-    "A line of the log, with the stage before it."
-    sys.stdout.write(f'{stage}, ')
-    logger(row)
-
 @contextmanager
 def _named(learn, stage):
     "Name the stage of a training in every line of a log, once above a table, nowhere where nothing is shown."
     kept = learn.logger
-    if isinstance(kept, partial): learn.logger = partial(_log_stage, kept, stage) # the log of `medical_learner`
+    if isinstance(kept, partial): learn.logger = partial(kept, before=f'{stage}, ') # the log of `medical_learner`
     elif hasattr(learn, 'progress'): sys.stdout.write(f'{stage}:\n')
     try: yield
     finally: learn.logger = kept
@@ -662,9 +658,11 @@ def _keep_bundle(study, learns, results):
     if (study.run/'bundle').exists(): return
     parts = [results['origin']['n'][o] for o in (('train', 'valid') if study.options.folds else ('train',))]
     images, patients = (sum(o[k] for o in parts) for k in ('images', 'patients'))
-    told = {o: results['test'][o] for o in ('auc', 'sensitivity', 'specificity')} | dict(slope=(results['calibration_after'] or results['calibration'])['test']['slope'])
+    point = results['operating_point'].get('threshold')
+    rows, at = results['test'] if point is None else results['at_operating_point']['test'], 'from .5 on' if point is None else f'from {point:.3f} on'
+    told = {'auc': results['test']['auc'], f'sensitivity {at}': rows['sensitivity'], f'specificity {at}': rows['specificity']} | dict(slope=(results['calibration_after'] or results['calibration'])['test']['slope'])
     facts = dict(study=results['study'], trained_on=f'{images} images of {patients} patients', n_patients=patients, n_images=images, prevalence=results['prevalence']['by_patient']['test'],
-        results={o: {k: row[k] for k in ('value', 'low', 'high', 'n')} for o,row in told.items()})
+        results={o: {k: row[k] for k in ('value', 'low', 'high', 'n')} for o,row in told.items()}, limits=limits(read_run(study.run)))
     save = partial(save_bundle, learns, study.run/'bundle', point=_point(study.run, study.options)[0], temperature=None if 'refused' in results['temperature'] else results['temperature']['value'], facts=facts)
     try: save()
     except BundleError as e: raise StudyError(f'The report is written ({study.run/"report.html"}), the bundle is not: {e}') from None
@@ -769,7 +767,7 @@ def _summary(run):
     results = run.load_json('results.json')
     test = results['test']
     rows = [_interval(test[o], f'  {o:<12} ') + f'  n = {test[o]["n"]}' for o in ('accuracy', 'sensitivity', 'specificity', 'auc')]
-    return '\n'.join(['Test set, by patient, with 95 % intervals:', *rows, *_point_lines(results), *_prevalence_lines(results), _slope_line(results), 'What needs no model of disease, on the same patients:', *_control_lines(results), _seen_line(results), f'Report: {run/"report.html"}', f'Bundle: {run/"bundle"}'])
+    return '\n'.join(['Test set, by patient, positive from .5 on, with 95 % intervals:', *rows, *_point_lines(results), *_prevalence_lines(results), _slope_line(results), 'What needs no model of disease, on the same patients:', *_control_lines(results), _seen_line(results), f'Report: {run/"report.html"}', f'Bundle: {run/"bundle"}'])
 
 # %% ../nbs/api/17_study.ipynb #e02eb395
 @call_parse

@@ -152,7 +152,7 @@ def _point(bundle):
     if p is None: return 'This network came without an operating point: nothing says from which probability on somebody is called positive.'
     who = 'patients' if p.split_by=='patient' else f'patients (split by {p.split_by})'
     folds = f' Each was judged by the network of the fold that had not seen them; here the mean of {len(bundle.members)} answers.'*bool(p.n_folds and len(bundle.members) > 1)
-    return (f'{p.positive} from {p.threshold:.2f} on. Set for a {p.aim} of {p.wanted:g} on {p.n_of_class} of {p.n_patients} {who}: {p.reached:.2f} of them, '
+    return (f'{p.positive} from {p.threshold:.3f} on. Set for a {p.aim} of {p.wanted:g} on {p.n_of_class} of {p.n_patients} {who}: {p.reached:.2f} of them, '
         f'at least {p.at_least:.2f} of those to come.{folds} It was set by patient, on the mean over the images of each; for one image alone it promises nothing.')
 
 # %% ../nbs/api/18_upload.ipynb #1836d4f8
@@ -164,13 +164,13 @@ def _fact(key, value):
         rows = [f'{metric_name(str(k))} {interval_words(v)}' + (f', n = {v["n"]}' if v.get('n') else '') if isinstance(v, dict) and {'value', 'low', 'high'} <= set(v)
             else f'{k} {_fact(k, v)}' for k,v in value.items()]
         return '; '.join(rows[:12])
-    if isinstance(value, list): return ', '.join(_fact(key, o) for o in value[:12])
+    if isinstance(value, list): return (' ' if all(str(o).endswith('.') for o in value) else ', ').join(_fact(key, o) for o in value[:12])
     return number(value) if isinstance(value, float) else str(value)
 
 def _about(bundle):
     "Pairs of a term and a text: what the network was trained on."
     named = {**{k: bundle.facts[k] for k in _TERMS if k in bundle.facts}, **bundle.facts}
-    told = [(_TERMS.get(k, str(k).replace('_', ' ').capitalize())[:60], _fact(k, v)[:600]) for k,v in list(named.items())[:20]]
+    told = [(_TERMS.get(k, str(k).replace('_', ' ').capitalize())[:60], _fact(k, v)[:1500]) for k,v in list(named.items())[:20]]
     rows,columns = bundle.size
     images = bundle.split.get('n_images') or {}
     several = f'the mean of {len(bundle.members)} {bundle.arch}, each sees' if len(bundle.members) > 1 else f'{bundle.arch}, sees'

@@ -249,6 +249,15 @@ def test_what_cannot_be_saved_is_said_and_nothing_is_written(learners, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize('low,high,says', [(5., 18., None), (41., 49.9, None), (10., 22., '84% of the image lies outside the 20 to 40 °C that the network was trained on'), (10., 35., ''), (19.9, 40.1, '')])
+def test_temperatures_beside_the_scale_are_told_or_refused(bundles, low, high, says):
+    bundle,rng = load_bundle(bundles['text']),np.random.default_rng(0)
+    temps = np.sort(rng.uniform(low, high, 480*640)).reshape(480, 640).astype(np.float32)
+    if says is None:
+        with pytest.raises(ImageError, match='cold.txt lies wholly outside the 20 to 40 °C'): bundle.predict(('cold.txt', temps))
+    else: assert [o for o in bundle.predict(('cold.txt', temps)).notes if 'outside' in o] == [o for o in (says,) if o]
+
+
 # several networks, and several images of a patient
 
 def other(learn, seed=7): return trained(medical_learner(learn.dls, 'mirror_cnn', seed=seed))

@@ -11,7 +11,7 @@ from medfast.settings import load_settings
 from medfast.simulate import matrix_text, simulate_frame, simulate_patient
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT/o for o in ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md')] + sorted((ROOT/'nbs').rglob('*.ipynb'))
+PAGES = [ROOT/o for o in ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md')] + sorted(o for o in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in o.parts)
 README = (ROOT/'README.md').read_text(encoding='utf-8')
 
 

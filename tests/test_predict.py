@@ -95,10 +95,10 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_read(made, command, home, t
 def test_lines_for_a_reader(made, call, home):
     done = call(made['text'][1], made['text'][0].dls.catalogs['valid'].path.iloc[0], '--trace', '--tta', 2)
     lines = done.stdout.splitlines()
-    assert done.returncode == 0 and lines[0].startswith('image\tclass\tprobability, calibrated\tdecision: ') and lines[1].split('\t')[1] in ('Healthy', 'Sick')
+    assert done.returncode == 0 and lines[0].startswith('image\tclass\tprobability, calibrated\tp(Sick)\tdecision: ') and lines[1].split('\t')[1] in ('Healthy', 'Sick')
     steps = [o.strip() for o in lines[2:]]
     assert steps[0].startswith('read as temperatures, ') and steps[0].endswith('°C, 480 rows x 640 columns') and steps[-1] == 'mean of the image (a fifth) and 2 augmented views' and any(o.startswith('squeezed to 32') for o in steps)
-    assert 'Warning' not in done.stderr and 'no medical device' not in done.stdout and 'not a medical device' in done.stderr
+    assert 'with --tta 2, nobody has measured' in done.stderr and 'Warning' not in done.stderr and 'no medical device' not in done.stdout and 'not a medical device' in done.stderr
 
 
 @pytest.mark.parametrize('args,says', [((), 'usage'), (('--nothing',), 'usage'), (('{jpg}',), 'required'), (('{home}/lost', 'a.png'), 'is no folder'), (('{home}/ward', 'a.png'), 'is no bundle'), (('{jpg}', '{home}/empty'), 'no image was found'),
@@ -214,7 +214,7 @@ def test_all_images_of_a_patient_give_one_line(made, call, home, tmp_path):
     wanted = load_bundle(folder).predict_patient(rows, '17')
     done = call(folder, *rows, '--patient', '17')
     lines = done.stdout.splitlines()
-    assert done.returncode == 0 and len(lines) == 2 and lines[1].split('\t')[:4] == ['17', wanted.label, f'{wanted.probability:.4f}', wanted.decision] and '(mean of 2 images)' in lines[1]
+    assert done.returncode == 0 and len(lines) == 2 and lines[1].split('\t')[:5] == ['17', wanted.label, f'{wanted.probability:.4f}', f'{wanted.probabilities["Sick"]:.4f}', wanted.decision] and '(mean of 2 images)' in lines[1]
     assert '2 images read' in done.stderr and 'a decision here is that of one image' not in done.stderr and '--patient NAME' in call(folder, rows[0]).stderr
     (tmp_path/'b.txt').write_text('no')
     done = call(folder, *rows, tmp_path/'b.txt', '--patient', '17', '--csv', tmp_path/'out.csv')

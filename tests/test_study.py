@@ -571,6 +571,8 @@ def test_the_bundle_of_folds_says_what_their_mean_said_of_each_patient(folded, d
     bundle, test, results = load_bundle(folded/'bundle'), Predictions.load(folded/'predictions-test.csv'), at_end(folded)
     assert len(bundle.members) == 2 and bundle.point == OperatingPoint.load(folded/'operating-point.json') and bundle.temperature == bundle.point.temperature
     assert [o for o in bundle.facts if o.startswith('n_')] and bundle.facts['n_patients'] == 15 and set(bundle.split['n_patients']) == {'development', 'test'} and bundle.split['n_patients']['development'] == 15
+    rows = results['at_operating_point']['test']
+    assert bundle.facts['results'][f'sensitivity from {bundle.point.threshold:.3f} on']['value'] == rows['sensitivity']['value'] and any('split' in o or 'patients' in o for o in bundle.facts['limits'])
     assert bundle.facts['results']['slope']['value'] == results['calibration_after']['test']['slope']['value'] != results['calibration']['test']['slope']['value']
     at = with_temperature(test.by_patient(), bundle.temperature)
     for who,probs in zip(at.items, at.probs):
