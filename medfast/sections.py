@@ -145,7 +145,7 @@ def model_section(
         ('Training time', f'{r["seconds"]:.0f} s' if r.get('seconds') else None), ('Machine', origin.get('device')), *[(v, settings.get(k)) for k,v in SHOWN.items() if not more or k in ('profile', 'low', 'high')], *more.items(),
         ('Augmentation', origin.get('augmentation')), ('Preprocessing', origin.get('preprocessing')), ('Choice of the model', origin.get('selection'))])
     name = 'Training curves' + (', mean over folds' if record.get('folds') else '')
-    return section('training', 'Model and training', Div(told, figure(lambda: _stacked_history(record.history), name, record.label), cls='row'), label=record.label)
+    return section('training', 'Model and training', told, figure(lambda: _stacked_history(record.history), name, record.label), label=record.label)
 
 # %% ../nbs/api/16_sections.ipynb #520a9186
 _SHORT = {'test': 'Test', 'out-of-fold': 'Out of fold', 'valid': 'Validation'}

@@ -417,7 +417,8 @@ def _device(learn):
     "What the network was trained on."
     import torch
     kind = learn.dls.device.type
-    return f'cpu, {torch.get_num_threads()} threads' if kind == 'cpu' else f'{kind}, {torch.cuda.get_device_name(learn.dls.device)}' if kind == 'cuda' else kind
+    n = torch.get_num_threads()
+    return f'cpu, {n} thread{"s"*(n > 1)}' if kind == 'cpu' else f'{kind}, {torch.cuda.get_device_name(learn.dls.device)}' if kind == 'cuda' else kind
 
 def _decay(learn):
     "The weight decay that the optimizer works with: the learner's, else the optimizer's own."
