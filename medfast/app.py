@@ -237,7 +237,7 @@ def _theme(gr):
 def _blocks(gr, bundle, folder):
     "The page itself: words, a place for a file, and a place for the answer."
     def answer(path): return answer_file(path, bundle, folder) if path else '', None
-    with gr.Blocks(analytics_enabled=False, title='medfast', delete_cache=(_EVERY, _AGE)) as blocks:
+    with gr.Blocks(analytics_enabled=False, title='medfast') as blocks:
         gr.HTML(head_html(bundle), js_on_load=None, apply_default_css=False)
         file = gr.File(label='One image', file_count='single', type='filepath', height=170, elem_id='upload', buttons=[])
         shown = gr.HTML('', js_on_load=None, apply_default_css=False, elem_id='answer')
