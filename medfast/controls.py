@@ -477,6 +477,15 @@ def _as_trainer(trainer, progress):
     if not callable(trainer): raise ControlsError(f"trainer = {trainer!r}: give 'features', or a function fit(catalog, mask=None, random=False, seed=0) that returns `Predictions` by part.")
     return trainer
 
+# %% ../nbs/api/14_controls.ipynb #8dfd4b52
+def _checked_trainings(catalog, parts, level, deals):
+    "What is trained, and on what; raises `ControlsError` where that cannot be, or labels are to be dealt and cannot."
+    trainings = _trainings(catalog, parts)
+    for _,o in trainings: _check_units(o, level)
+    _check_classes(trainings)
+    if deals: _check_deals(trainings, level)
+    return trainings
+
 # %% ../nbs/api/14_controls.ipynb #13104e34
 def run_controls(
     catalog,     # A catalog with `split`, or with `fold`, or both
@@ -495,10 +504,7 @@ def run_controls(
     "What a model must beat, on its own patients, folds and training part, in one call. Raises `ControlsError`."
     _check_request(controls, n_refits, level)
     parts, fit = _asked_parts(catalog, model, parts), _as_trainer(trainer, progress)
-    trainings = _trainings(catalog, parts)
-    for _,o in trainings: _check_units(o, level)
-    _check_classes(trainings)
-    if 'labels shuffled' in controls: _check_deals(trainings, level)
+    trainings = _checked_trainings(catalog, parts, level, 'labels shuffled' in controls)
     requests = _requests(catalog, controls, columns, mask, seed)
     for name in controls: _check_trainer(fit, seed=seed, **_KNOWN[name]) if not name.startswith('metadata') else None
     found, saw, rival = _model_rows(model, fit, trainings, parts, seed)

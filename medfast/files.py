@@ -330,7 +330,7 @@ def as_command(
     command,  # Its name
     words=str # From the text of an error to the words of the command line
 ):
-    "End the program where the block meets an error of its input or of the disk, or Ctrl-C; other errors are faults of medfast and stay as they are."
+    "End the program with a sentence where the block raises an `OSError` or a `ValueError`, as wrong input and full disks do, or meets Ctrl-C; other errors stay as they are."
     try: yield
     except (OSError, ValueError) as e: told,code = words(str(e)), 2
     except KeyboardInterrupt: told,code = 'Stopped. The same command goes on where it was stopped.', 130

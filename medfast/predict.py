@@ -272,7 +272,7 @@ def predict_command(
     patient:str=None, # All images are of this one patient: a single answer, their mean, as the threshold was set
     trace:store_true=False # Say what was done to each image
 ):
-    "Predict images with a bundle. Exit code: 0 all were read, 1 some were not, 2 the call cannot be meant."
+    "Predict images with a bundle. Exit code: 0 all were read, 1 some were not, 2 the call cannot be meant, 130 Ctrl-C."
     warnings.filterwarnings('ignore', category=FutureWarning)
     warnings.filterwarnings('ignore', module='PIL') # what it warns of is refused or read; either is told
     options = dict(bs=bs, tta=tta, trace=trace)

@@ -128,8 +128,8 @@ def hide_groups(
     "Results without those of single patients."
     found = results.get('subgroups')
     if not found or identifying or (results.get('origin') or {}).get('kind') == 'simulated': return results
-    hide = lambda o, few: o | dict(value=None, low=None, high=None, n=None, method=NOT_TOLD) if str(o['group']) in few else o
-    return results | dict(subgroups={column: [hide(o, _telling(rows)) for o in rows] for column,rows in found.items()})
+    hide = lambda rows, few: [o | dict(value=None, low=None, high=None, n=None, method=NOT_TOLD) if str(o['group']) in few else o for o in rows]
+    return results | dict(subgroups={column: hide(rows, _telling(rows)) for column,rows in found.items()})
 
 # %% ../nbs/api/16_privacy.ipynb #87362b88
 def scrub(

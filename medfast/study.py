@@ -653,19 +653,26 @@ def _fit_folds(study):
     return [_fold_model(study, k)[0] for k in n], run.load_table('history.csv')
 
 # %% ../nbs/api/17_study.ipynb #ca03b412
-def _keep_bundle(study, learns, results):
-    "The trained networks as files that run no code, with what their user should know."
-    from medfast.bundle import BundleError, save_bundle
-    if (study.run/'bundle').exists(): return
+def _bundle_results(results):
+    "AUC, what the threshold in use gives, and the calibration slope of the probabilities that are shown: all of the test part."
+    point, after = results['operating_point'].get('threshold'), results['calibration_after'] or results['calibration']
+    rows, at = (results['test'], 'from .5 on') if point is None else (results['at_operating_point']['test'], f'from {point:.3f} on')
+    told = {'auc': results['test']['auc'], **{f'{o} {at}': rows[o] for o in ('sensitivity', 'specificity')}, 'slope': after['test']['slope']}
+    return {o: {k: row[k] for k in ('value', 'low', 'high', 'n')} for o,row in told.items()}
+
+def _bundle_facts(study, results):
+    "What the user of the networks should know."
     parts = [results['origin']['n'][o] for o in (('train', 'valid') if study.options.folds else ('train',))]
     images, patients = (sum(o[k] for o in parts) for k in ('images', 'patients'))
-    point = results['operating_point'].get('threshold')
-    rows, at = results['test'] if point is None else results['at_operating_point']['test'], 'from .5 on' if point is None else f'from {point:.3f} on'
-    told = {'auc': results['test']['auc'], f'sensitivity {at}': rows['sensitivity'], f'specificity {at}': rows['specificity']} | dict(slope=(results['calibration_after'] or results['calibration'])['test']['slope'])
-    facts = dict(study=results['study'], trained_on=f'{images} images of {patients} patients', n_patients=patients, n_images=images, prevalence=results['prevalence']['by_patient']['test'],
-        results={o: {k: row[k] for k in ('value', 'low', 'high', 'n')} for o,row in told.items()}, limits=limits(read_run(study.run)))
-    save = partial(save_bundle, learns, study.run/'bundle', point=_point(study.run, study.options)[0], temperature=None if 'refused' in results['temperature'] else results['temperature']['value'], facts=facts)
-    try: save()
+    return dict(study=results['study'], trained_on=f'{images} images of {patients} patients', n_patients=patients, n_images=images,
+        prevalence=results['prevalence']['by_patient']['test'], results=_bundle_results(results), limits=limits(read_run(study.run)))
+
+def _keep_bundle(study, learns, results):
+    "The trained networks as files that run no code. Raises `StudyError` where no bundle can hold them."
+    from medfast.bundle import BundleError, save_bundle
+    if (study.run/'bundle').exists(): return
+    heat = results['temperature']
+    try: save_bundle(learns, study.run/'bundle', point=_point(study.run, study.options)[0], temperature=None if 'refused' in heat else heat['value'], facts=_bundle_facts(study, results))
     except BundleError as e: raise StudyError(f'The report is written ({study.run/"report.html"}), the bundle is not: {e}') from None
 
 # %% ../nbs/api/17_study.ipynb #f517c8d8
